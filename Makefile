@@ -1,0 +1,48 @@
+# Two commands matter: `make run` (the whole referral, on real servers) and `make test`.
+# Both set up everything they need in .venv; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED := 1
+
+# make run: ONCE=1 stops after the walk; the ports and the Temporal binary can be named.
+ONCE ?=
+RUN_OPTIONS := $(if $(ONCE),--once)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format requirements clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## .venv with everything pinned and hashed
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name it with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+run: setup ## one referral from click to expiry, then the stack stays up (ONCE=1 stops)
+	@$(BIN)/referrals dev $(RUN_OPTIONS)
+
+lint: setup ## formatting, lint, strict types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## every check and every test
+	$(BIN)/pytest
+
+format: setup ## put the code into its one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+requirements: ## pin the newest versions that pyproject.toml admits, with hashes (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --all-extras pyproject.toml -o requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -c requirements/dev.txt pyproject.toml -o requirements/runtime.txt
+
+clean: ## throw away what was built; the data under .local/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

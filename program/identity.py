@@ -1,0 +1,68 @@
+"""Who is the same person: normalised e-mail addresses and keyed hashes (rules 10, 18 and 23)."""
+
+import hashlib
+import hmac
+
+_DOTS_AND_TAGS = frozenset({"gmail.com"})
+_TAGS = frozenset(
+    {
+        "outlook.com",
+        "hotmail.com",
+        "live.com",
+        "msn.com",
+        "icloud.com",
+        "me.com",
+        "mac.com",
+        "fastmail.com",
+        "fastmail.fm",
+        "proton.me",
+        "hey.com",
+        "zoho.com",
+    }
+)
+_SAME_DOMAIN = {"googlemail.com": "gmail.com", "protonmail.com": "proton.me", "pm.me": "proton.me"}
+
+
+def normalise_email(email: str) -> str:
+    """One form for all spellings of an address that reach one mailbox (rule 10).
+
+    Case never matters. Dots and ``+tags`` are dropped only for the providers that ignore them.
+
+    Raises:
+        ValueError: there is no ``@`` with something on both sides.
+    """
+    local, separator, domain = email.strip().casefold().rpartition("@")
+    if not (local and separator and domain):
+        raise ValueError("no e-mail address")
+    domain = domain.rstrip(".")
+    if not domain.isascii():
+        domain = domain.encode("idna").decode("ascii")
+    domain = _SAME_DOMAIN.get(domain, domain)
+    if domain in _DOTS_AND_TAGS | _TAGS:
+        local = local.partition("+")[0] or local
+    if domain in _DOTS_AND_TAGS:
+        local = local.replace(".", "")
+    return f"{local}@{domain}"
+
+
+class IdentityHash:
+    """Keyed hashes, so that an identity is known again although nothing that names the person is kept (rule 23)."""
+
+    def __init__(self, key: str) -> None:
+        """Take the secret key (``REFERRALS_IDENTITY_HASH_KEY``). With another key, nobody is known again."""
+        self._key = key.encode()
+
+    def _digest(self, kind: str, value: str) -> bytes:
+        return hmac.digest(self._key, f"{kind}:{value}".encode(), hashlib.sha256)
+
+    def email(self, email: str) -> bytes:
+        """The hash of an e-mail address in its normalised form.
+
+        Raises:
+            ValueError: it is no e-mail address.
+        """
+        return self._digest("email", normalise_email(email))
+
+    def customer(self, customer: str) -> bytes:
+        """The hash of a Stripe customer id."""
+        return self._digest("customer", customer)

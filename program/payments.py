@@ -1,0 +1,87 @@
+"""Which payment of a referee counts, and for which plan (rule 14)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from program.plans import Plan, Plans, Price
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a paid subscription invoice.
+
+    Args:
+        price: what was sold.
+        proration: whether the line only settles a change within a period.
+        amount: in the currency's smallest unit; below zero for what is given back.
+    """
+
+    price: Price
+    proration: bool
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A paid invoice of a subscription.
+
+    Args:
+        invoice: Stripe's id of it.
+        paid_at: when Stripe says that it was paid, UTC.
+        amount_paid: what was really paid, in the currency's smallest unit.
+        lines: what it was for.
+    """
+
+    invoice: str
+    paid_at: datetime
+    amount_paid: int
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QualifyingPayment:
+    """The payment that brings the bonus, and the plan that it paid for."""
+
+    payment: Payment
+    plan: Plan
+
+
+class UnknownPrice(Exception):
+    """Something was paid for, but no price on the invoices is known to sell a plan; ``prices`` names them."""
+
+    def __init__(self, prices: frozenset[str]) -> None:
+        """Name the Stripe price ids that `plans.toml` does not place."""
+        super().__init__(f"no plan is known for {', '.join(sorted(prices))}")
+        self.prices = prices
+
+
+def plan_paid_for(payment: Payment, plans: Plans) -> Plan | None:
+    """The plan that an invoice paid for: of its lines that are no proration, the one with most minutes (rule 14).
+
+    An invoice of nothing but prorations (a change of plan within a trial or a free period) counts by what it charges for.
+    """
+    lines = [line for line in payment.lines if not line.proration]
+    if not lines:
+        lines = [line for line in payment.lines if line.amount > 0]
+    sold = [plan for line in lines if (plan := plans.sold_by(line.price)) is not None]
+    return max(sold, key=lambda plan: plan.minutes, default=None)
+
+
+def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> QualifyingPayment | None:
+    """The first real payment for a plan among those known: the earliest `paid_at` wins (rule 14).
+
+    Raises:
+        UnknownPrice: there are real payments, but of none is it known which plan it bought.
+    """
+    unknown: set[str] = set()
+    for payment in sorted(payments, key=lambda payment: (payment.paid_at, payment.invoice)):
+        if payment.amount_paid <= 0:
+            continue
+        plan = plan_paid_for(payment, plans)
+        if plan is not None:
+            return QualifyingPayment(payment, plan)
+        unknown.update(line.price.id for line in payment.lines)
+    if unknown:
+        raise UnknownPrice(frozenset(unknown))
+    return None

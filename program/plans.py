@@ -1,0 +1,169 @@
+"""The plans, which are data (rule 4), and the bonus that each brings (rule 3)."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+BONUS_SHARE = Fraction(25, 100)
+"""What each side gets of the referee's plan minutes (rule 3)."""
+
+
+class PlansError(Exception):
+    """The plans file cannot be used; the message says where and why."""
+
+
+def bonus_minutes(plan_minutes: int) -> int:
+    """The bonus for each side in whole minutes: 25% of the plan's, a half rounded to the even minute (rules 3 and 4).
+
+    Raises:
+        ValueError: a plan with no minutes, or fewer.
+    """
+    if plan_minutes < 1:
+        raise ValueError(f"a plan has at least one minute, not {plan_minutes}")
+    return round(plan_minutes * BONUS_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan as it is sold.
+
+    Args:
+        id: its name in answers, search attributes and the journal.
+        name: its name for people.
+        minutes: what one month of it holds, also where it is paid by the year (rule 14).
+        price_cents: its monthly price in US cents.
+        lookup_keys: the Stripe price lookup keys that sell it.
+        prices: Stripe price ids that sell it and carry no lookup key.
+        products: Stripe product ids all of whose prices sell it.
+    """
+
+    id: str
+    name: str
+    minutes: int
+    price_cents: int
+    lookup_keys: frozenset[str] = frozenset()
+    prices: frozenset[str] = frozenset()
+    products: frozenset[str] = frozenset()
+
+    @property
+    def bonus(self) -> int:
+        """What each side gets when a referee first pays for this plan, in minutes (rule 3)."""
+        return bonus_minutes(self.minutes)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A Stripe price, as far as it is known: the lookup key and product may not have been seen yet."""
+
+    id: str
+    lookup_key: str | None = None
+    product: str | None = None
+
+
+class Plans:
+    """All plans on sale, and which of them a Stripe price sells."""
+
+    def __init__(self, plans: Iterable[Plan]) -> None:
+        """Take the plans in the order in which they are shown.
+
+        Raises:
+            PlansError: no plan at all, or one id, lookup key, price or product that stands for two plans.
+        """
+        self._plans = tuple(plans)
+        if not self._plans:
+            raise PlansError("there is no plan")
+        if len({plan.id for plan in self._plans}) < len(self._plans):
+            raise PlansError("two plans have one id")
+        self._by_price = self._index("prices")
+        self._by_lookup_key = self._index("lookup_keys")
+        self._by_product = self._index("products")
+
+    def _index(self, field: str) -> Mapping[str, Plan]:
+        index: dict[str, Plan] = {}
+        for plan in self._plans:
+            for key in getattr(plan, field):
+                if key in index:
+                    raise PlansError(f"{field}: {key!r} stands for both {index[key].id!r} and {plan.id!r}")
+                index[key] = plan
+        return index
+
+    def __iter__(self) -> Any:
+        """The plans, in the order of the file."""
+        return iter(self._plans)
+
+    def named(self, plan_id: str) -> Plan:
+        """The plan of that id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for plan in self._plans:
+            if plan.id == plan_id:
+                return plan
+        raise KeyError(plan_id)
+
+    def sold_by(self, price: Price) -> Plan | None:
+        """The plan that a price sells, by its id, else its lookup key, else its product; none if it sells no known one."""
+        plan = self._by_price.get(price.id)
+        if plan is None and price.lookup_key is not None:
+            plan = self._by_lookup_key.get(price.lookup_key)
+        if plan is None and price.product is not None:
+            plan = self._by_product.get(price.product)
+        return plan
+
+
+_TEXTS = ("id", "name")
+_NUMBERS = ("minutes", "price_cents")
+_LISTS = ("lookup_keys", "prices", "products")
+
+
+def _plan(number: int, entry: object) -> Plan:
+    if not isinstance(entry, dict):
+        raise PlansError(f"plan {number}: each plan is a table, [[plan]]")
+    where = f"plan {number} ({entry.get('id', 'without an id')})"
+    if unknown := sorted(set(entry) - {*_TEXTS, *_NUMBERS, *_LISTS}):
+        raise PlansError(f"{where}: unknown: {', '.join(unknown)}")
+    for key in _TEXTS:
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise PlansError(f"{where}: {key} must be a text")
+    for key in _NUMBERS:
+        if type(entry.get(key)) is not int or entry[key] < 1:
+            raise PlansError(f"{where}: {key} must be a whole number of at least 1")
+    for key in _LISTS:
+        values = entry.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            raise PlansError(f"{where}: {key} must be a list of texts")
+    if not any(entry.get(key) for key in _LISTS):
+        raise PlansError(f"{where}: no Stripe price sells it; give it lookup_keys, prices or products")
+    return Plan(
+        id=entry["id"],
+        name=entry["name"],
+        minutes=entry["minutes"],
+        price_cents=entry["price_cents"],
+        lookup_keys=frozenset(entry.get("lookup_keys", [])),
+        prices=frozenset(entry.get("prices", [])),
+        products=frozenset(entry.get("products", [])),
+    )
+
+
+def load_plans(path: Path) -> Plans:
+    """Read ``plans.toml``.
+
+    Raises:
+        PlansError: the file is missing, is no TOML, or holds something that is no plan; the message names file and place.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        if unknown := sorted(set(document) - {"plan"}):
+            raise PlansError(f"unknown: {', '.join(unknown)}")
+        entries = document.get("plan", [])
+        if not isinstance(entries, list):
+            raise PlansError("plans are a list of tables, [[plan]]")
+        return Plans(_plan(number, entry) for number, entry in enumerate(entries, start=1))
+    except OSError as error:
+        raise PlansError(f"{path}: {error.strerror}") from error
+    except (PlansError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlansError(f"{path}: {error}") from error

@@ -1,0 +1,166 @@
+"""How other programs reach a referral's run: start it with a click, report a signup, pass on news."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from program.referral import Stage
+from workflows import messages
+from workflows.messages import CycleMoved, PaymentReported, ReferralStart, SignupReported
+
+
+class ReferralOver(Exception):
+    """The referral's run is closed: nothing can become of it any more."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """What Temporal's description holds of a referral that nobody has signed up with.
+
+    Args:
+        stage: `clicked` or `lapsed`.
+        referrer: the account whose link was followed.
+        clicked_at: when, UTC.
+    """
+
+    stage: Stage
+    referrer: str
+    clicked_at: datetime
+
+
+class ReferralRuns:
+    """The runs of all referrals, by referral id."""
+
+    def __init__(self, client: Client, task_queue: str, *, timeout: timedelta = timedelta(seconds=5)) -> None:
+        """Reach the runs through `client`; each call to Temporal gets `timeout`."""
+        self._client = client
+        self._task_queue = task_queue
+        self._timeout = timeout
+
+    async def clicked(self, start: ReferralStart, now: datetime, channel: str | None = None) -> None:
+        """Start a referral's run at a click; it sleeps on the server until a signup, or until it lapses (rule 15).
+
+        The same click again is no second start.
+
+        Raises:
+            ReferralOver: the run was there and is closed.
+            RPCError: Temporal could not be reached, or refused.
+        """
+        delay = start.lapses_at - now
+        await self._start(start, channel, start_delay=max(delay, timedelta(0)) or None)
+
+    async def signed_up(self, start: ReferralStart, account_id: str) -> None:
+        """Report the signup, starting the run where the click never reached Temporal. Durable once it returns.
+
+        Raises:
+            ReferralOver: the run is closed.
+            RPCError: Temporal could not be reached, or refused.
+        """
+        await self._start(start, None, signup=SignupReported(account_id))
+
+    async def payment_reported(self, start: ReferralStart, account_id: str, event_id: str) -> None:
+        """Tell the run that a payment of the friend is on record. A closed run needs no telling.
+
+        A run that is missing (the report of the signup was cut short) is started with that signup: attributing it
+        finds the payment.
+
+        Raises:
+            RPCError: Temporal could not be reached, or refused.
+        """
+        try:
+            await self._signal(start.referral_id, messages.PAYMENT, PaymentReported(event_id))
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            try:
+                await self.signed_up(start, account_id)
+            except ReferralOver:
+                return
+
+    async def cycle_moved(self, referral_id: str, moved: CycleMoved) -> None:
+        """Tell the run that a bonus's expiry moved (rule 9). A run that is over needs no telling.
+
+        Raises:
+            RPCError: Temporal could not be reached, or refused.
+        """
+        try:
+            await self._signal(referral_id, messages.CYCLE_MOVED, moved)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+
+    async def click(self, referral_id: str) -> Click | None:
+        """What is known of a mere click; none if Temporal does not know it, or no longer.
+
+        Raises:
+            RPCError: Temporal could not be reached, or refused.
+        """
+        try:
+            description = await self._handle(referral_id).describe(rpc_timeout=self._timeout)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        return await _click(description)
+
+    async def _start(
+        self,
+        start: ReferralStart,
+        channel: str | None,
+        *,
+        start_delay: timedelta | None = None,
+        signup: SignupReported | None = None,
+    ) -> None:
+        memo: Mapping[str, str] = {"clicked_at": start.clicked_at.isoformat()}
+        try:
+            await self._client.start_workflow(
+                messages.WORKFLOW,
+                start,
+                id=messages.workflow_id(start.referral_id),
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                start_delay=start_delay,
+                start_signal=messages.SIGNUP if signup else None,
+                start_signal_args=[signup] if signup else [],
+                memo=memo,
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(messages.REFERRAL_STAGE, Stage.CLICKED),
+                        SearchAttributePair(messages.REFERRER_ACCOUNT, start.referrer),
+                    ]
+                ),
+                static_summary=f"Referral by {start.referrer}" + (f" ({channel})" if channel else ""),
+                rpc_timeout=self._timeout,
+            )
+        except WorkflowAlreadyStartedError as error:
+            raise ReferralOver(start.referral_id) from error
+
+    async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> None:
+        await self._handle(referral_id).signal(name, payload, rpc_timeout=self._timeout)
+
+    def _handle(self, referral_id: str):  # type: ignore[no-untyped-def]
+        return self._client.get_workflow_handle(messages.workflow_id(referral_id))
+
+
+async def _click(description: WorkflowExecutionDescription) -> Click | None:
+    attributes = description.typed_search_attributes
+    referrer = attributes.get(messages.REFERRER_ACCOUNT)
+    clicked_at = (await description.memo()).get("clicked_at")
+    if referrer is None or clicked_at is None:
+        return None
+    # A run that was ended from outside has brought nothing either.
+    stage = Stage(attributes.get(messages.REFERRAL_STAGE) or Stage.CLICKED)
+    if description.status is not WorkflowExecutionStatus.RUNNING and stage.open:
+        stage = Stage.LAPSED
+    return Click(stage, referrer, datetime.fromisoformat(clicked_at))

@@ -1,0 +1,178 @@
+"""The life of one referral: a click, the friend's signup, the first payment, both bonuses, their expiry."""
+
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from program.eligibility import LAPSED_WORDS
+    from program.referral import Role, Stage
+    from workflows import messages, policies, story
+    from workflows.activities import ReferralActivities
+    from workflows.messages import Bonus, CycleMoved, PaymentReported, ReferralStart, ReferralState, SignupReported
+
+Answer = TypeVar("Answer")
+
+
+@workflow.defn(name=messages.WORKFLOW)
+class ReferralWorkflow:
+    """One referral from the click to the expiry of both bonuses. Handlers only record; `run` alone advances."""
+
+    @workflow.init
+    def __init__(self, start: ReferralStart, state: ReferralState | None = None) -> None:
+        """Begin with a click, or go on with the state of the run before."""
+        self._start = start
+        self._state = state or ReferralState()
+
+    @workflow.run
+    async def run(self, start: ReferralStart, state: ReferralState | None = None) -> ReferralState:
+        """Live the referral's life; the answer is how it ended."""
+        self._show()
+        if not await self._signup_comes():
+            self._lapse()
+        elif await self._signup_counts() and await self._first_payment_credits_both():
+            await self._both_bonuses_expire()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return self._state
+
+    @workflow.signal(name=messages.SIGNUP, description="The friend signed up: the account reserved for this referral.")
+    def signup(self, signup: SignupReported) -> None:
+        """Record whose signup it is; the same one again changes nothing."""
+        self._state.referee = self._state.referee or signup.account_id
+
+    @workflow.signal(name=messages.PAYMENT, description="A payment of the friend is on record: look whether it counts.")
+    def payment(self, _: PaymentReported) -> None:
+        """Record that there is something to look at; the ledger knows what."""
+        self._state.payments_reported += 1
+
+    @workflow.signal(name=messages.CYCLE_MOVED, description="A billing cycle moved and takes a bonus's expiry along.")
+    def cycle_moved(self, moved: CycleMoved) -> None:
+        """Record the later expiry; nothing ever makes one earlier (rule 9)."""
+        bonus = self._state.bonuses.get(moved.role)
+        if bonus is not None:
+            bonus.expires_at = max(bonus.expires_at, moved.expires_at)
+
+    @workflow.query(name=messages.STATE, description="Everything that the run knows about the referral.")
+    def state(self) -> ReferralState:
+        """The full state."""
+        return self._state
+
+    async def _signup_comes(self) -> bool:
+        """Wait for the signup; without one the referral lapses (rule 15)."""
+        await self._until(self._signed_up, self._start.lapses_at, "no signup by now: the referral lapses")
+        return self._signed_up()
+
+    async def _signup_counts(self) -> bool:
+        """Attribute the signup, or end with the reason why not (rules 10, 15 and 18)."""
+        if self._state.stage is Stage.CLICKED:
+            attribution = await self._perform(
+                ReferralActivities.attribute_signup, "does the signup count? (rules 10, 15, 18)"
+            )
+            self._state.stage, self._state.reason = attribution.stage, attribution.reason
+            self._state.signed_up_at = attribution.signed_up_at
+            self._state.payments_reported += attribution.payment_known
+            self._show(messages.REFEREE_ACCOUNT.value_set(str(self._state.referee)))
+        return self._state.stage.attributed
+
+    async def _first_payment_credits_both(self) -> bool:
+        """Wait for the first real payment, and credit both sides for it (rules 3 to 8 and 14)."""
+        while self._state.stage is Stage.SIGNED_UP:
+            look_again = workflow.now() + policies.LOOK_AGAIN if self._state.needs_attention else None
+            await self._until(self._payment_to_look_at, look_again, "look again whether the plan is known now")
+            self._state.payments_looked_at = self._state.payments_reported
+            self._take_credit(
+                await self._perform(ReferralActivities.credit_both, "credit both sides, once and together (rules 3-8)")
+            )
+        return self._state.stage is Stage.CREDITED
+
+    def _take_credit(self, credit: messages.Credit) -> None:
+        state = self._state
+        if (credit.stage, credit.needs_attention) == (state.stage, state.needs_attention):
+            return
+        state.stage, state.reason, state.needs_attention = credit.stage, credit.reason, credit.needs_attention
+        reviews = messages.REVIEW_REASONS.value_set([credit.needs_attention] if credit.needs_attention else [])
+        if credit.plan is None or credit.credited_at is None:
+            self._show(reviews)
+            return
+        state.plan, state.credited_at = credit.plan, credit.credited_at
+        for role, expires_at in credit.expires_at.items():
+            state.bonuses[role] = Bonus(credit.minutes, expires_at)
+        self._show(messages.PLAN.value_set(credit.plan), self._next_expiry(), reviews)
+
+    async def _both_bonuses_expire(self) -> None:
+        """Sleep until the next bonus is due, expire it, and so on until both are over (rules 7 and 9)."""
+        while self._state.stage is Stage.CREDITED:
+            await self._sleep_until_due()
+            self._take_expiry(await self._perform(ReferralActivities.expire_bonuses, "expire what is due (rule 7)"))
+
+    async def _sleep_until_due(self) -> None:
+        while (due := min(self._open_bonuses().values())) > workflow.now():
+            moved = lambda due=due: min(self._open_bonuses().values()) != due  # noqa: E731
+            sides = " and ".join(role for role, at in self._open_bonuses().items() if at == due)
+            await self._until(moved, due, f"the bonus of the {sides} expires")
+
+    def _take_expiry(self, expiry: messages.Expiry) -> None:
+        for role, minutes in expiry.expired_minutes.items():
+            self._state.bonuses[role].expired_minutes = minutes
+        for role, open_bonus in expiry.open.items():
+            # The database's clock decides, and it may be behind this one: sleep on, never less than a second.
+            wake = workflow.now() + max(open_bonus.due_in, policies.SHORTEST_SLEEP)
+            self._state.bonuses[role].expires_at = max(open_bonus.expires_at, wake)
+        self._state.stage = expiry.stage
+        self._show(*([self._next_expiry()] if expiry.open else []))
+
+    def _lapse(self) -> None:
+        self._state.stage, self._state.reason = Stage.LAPSED, LAPSED_WORDS
+        self._show()
+
+    def _signed_up(self) -> bool:
+        return self._state.referee is not None
+
+    def _payment_to_look_at(self) -> bool:
+        return self._state.payments_reported > self._state.payments_looked_at
+
+    def _open_bonuses(self) -> dict[Role, datetime]:
+        return {
+            role: bonus.expires_at for role, bonus in self._state.bonuses.items() if bonus.expired_minutes is None
+        }
+
+    def _next_expiry(self) -> Any:
+        return messages.BONUS_EXPIRES_AT.value_set(min(self._open_bonuses().values()))
+
+    def _show(self, *changes: Any) -> None:
+        """Let operators see where the referral stands: search attributes and current details."""
+        if self._state.stage is not Stage.CLICKED:
+            workflow.upsert_search_attributes([messages.REFERRAL_STAGE.value_set(self._state.stage), *changes])
+        workflow.set_current_details(story.details(self._start, self._state))
+
+    async def _until(self, condition: Callable[[], bool], at: datetime | None, why: str) -> None:
+        """Wait for a condition, at most until a time; go on in a new run where the history has grown long."""
+        timeout = None if at is None else at - workflow.now()
+        if condition() or (timeout is not None and timeout <= timedelta(0)):
+            return
+        suggested = workflow.info().is_continue_as_new_suggested
+        try:
+            await workflow.wait_condition(
+                lambda: condition() or suggested(), timeout=timeout, timeout_summary=why if timeout else None
+            )
+        except TimeoutError:
+            return
+        if suggested() and workflow.all_handlers_finished():
+            workflow.continue_as_new(args=[self._start, self._state])
+
+    async def _perform(
+        self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str
+    ) -> Answer:
+        """Take a step: first locally, which is quick; one that fails becomes a regular activity, which operators see."""
+        referral_id = self._start.referral_id
+        try:
+            return await workflow.execute_local_activity_method(
+                step, referral_id, summary=summary, **policies.LOCAL_STEP
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            return await workflow.execute_activity_method(step, referral_id, summary=summary, **policies.VISIBLE_STEP)
