@@ -1,1 +1,1 @@
-"""The rules of the referral program, pure: no clock, no database, no network. Each stands here once, under its number."""
+"""The rules of the program, pure: no clock, no database, no network. Each stands here once, under its number."""

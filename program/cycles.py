@@ -8,7 +8,7 @@ LONGEST_BONUS = timedelta(days=31)
 """No bonus can be used for longer (rule 7)."""
 
 RENEWAL_GRACE = timedelta(days=3)
-"""How long after the end of a paid period its account still counts as a paid subscriber: Stripe collects a renewal late."""
+"""How long an account still counts as a paid subscriber after a paid period: Stripe collects a renewal late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Period:
     """One billing period of a subscription to a plan, from `start` up to, but without, `end` (both UTC).
 
     Args:
-        paid: whether an invoice for it was paid. One that was only seen on the subscription (a trial, a moved date) is not.
+        paid: whether an invoice for it was paid; one merely seen on the subscription (a trial, a moved date) is not.
     """
 
     subscription: str

@@ -1,4 +1,4 @@
-"""Whose signup counts (rules 10 and 18): a list of small named checks, each with the words for a support agent (rule 22)."""
+"""Whose signup counts (rules 10 and 18): small named checks, each with words for a support agent (rule 22)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ _WORDS = {
     Refusal.ACCOUNT_ERASED: "Account erased: the friend's account was deleted before a bonus was due.",
     Refusal.EXISTING_ACCOUNT: "The account existed before the link was followed; referrals are for new signups only.",
     Refusal.ALREADY_REFERRED: "The account already belongs to another referral; the first one counts.",
-    Refusal.KNOWN_EMAIL: "The e-mail address belonged to another account before; referrals are for new signups only.",
-    Refusal.KNOWN_CUSTOMER: "The paying customer belonged to another account before; referrals are for new signups only.",
+    Refusal.KNOWN_EMAIL: "The e-mail address was another account's before; referrals are for new signups only.",
+    Refusal.KNOWN_CUSTOMER: "The paying customer was another account's before; referrals are for new signups only.",
     Refusal.PAID_BEFORE: "The customer had paid before the link was followed; referrals are for new signups only.",
 }
 

@@ -47,7 +47,7 @@ class QualifyingPayment:
     plan: Plan
 
 
-class UnknownPrice(Exception):
+class UnknownPriceError(Exception):
     """Something was paid for, but no price on the invoices is known to sell a plan; ``prices`` names them."""
 
     def __init__(self, prices: frozenset[str]) -> None:
@@ -59,7 +59,7 @@ class UnknownPrice(Exception):
 def plan_paid_for(payment: Payment, plans: Plans) -> Plan | None:
     """The plan that an invoice paid for: of its lines that are no proration, the one with most minutes (rule 14).
 
-    An invoice of nothing but prorations (a change of plan within a trial or a free period) counts by what it charges for.
+    An invoice of nothing but prorations (a change of plan within a free period) counts by what it charges for.
     """
     lines = [line for line in payment.lines if not line.proration]
     if not lines:
@@ -72,7 +72,7 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
     """The first real payment for a plan among those known: the earliest `paid_at` wins (rule 14).
 
     Raises:
-        UnknownPrice: there are real payments, but of none is it known which plan it bought.
+        UnknownPriceError: there are real payments, but of none is it known which plan it bought.
     """
     unknown: set[str] = set()
     for payment in sorted(payments, key=lambda payment: (payment.paid_at, payment.invoice)):
@@ -83,5 +83,5 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
             return QualifyingPayment(payment, plan)
         unknown.update(line.price.id for line in payment.lines)
     if unknown:
-        raise UnknownPrice(frozenset(unknown))
+        raise UnknownPriceError(frozenset(unknown))
     return None

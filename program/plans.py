@@ -106,7 +106,7 @@ class Plans:
         raise KeyError(plan_id)
 
     def sold_by(self, price: Price) -> Plan | None:
-        """The plan that a price sells, by its id, else its lookup key, else its product; none if it sells no known one."""
+        """The plan that a price sells, by its id, else its lookup key, else its product; none if it is unknown."""
         plan = self._by_price.get(price.id)
         if plan is None and price.lookup_key is not None:
             plan = self._by_lookup_key.get(price.lookup_key)
@@ -153,7 +153,7 @@ def load_plans(path: Path) -> Plans:
     """Read ``plans.toml``.
 
     Raises:
-        PlansError: the file is missing, is no TOML, or holds something that is no plan; the message names file and place.
+        PlansError: the file is missing, is no TOML, or holds what is no plan; the message names file and place.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

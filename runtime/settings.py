@@ -91,7 +91,7 @@ class _Settings(BaseSettings):
 
 
 class MigrationSettings(_Settings):
-    """What ``referrals migrate`` needs: a role that owns the schema, or the application's own where there is but one."""
+    """What ``referrals migrate`` needs: the role that owns the schema, or the only one where there is but one."""
 
     database_url: DatabaseUrl | None = None
     migration_database_url: DatabaseUrl | None = None
@@ -118,7 +118,7 @@ class LedgerSettings(_Settings):
 
 
 class WorkerSettings(LedgerSettings):
-    """What ``worker.py`` needs. With both ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE)."""
+    """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE)."""
 
     metrics_address: str | None = None
     deployment_name: str | None = None

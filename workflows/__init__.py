@@ -1,1 +1,1 @@
-"""One referral, one workflow. Other programs use `messages` and `client`; nobody outside imports the workflow itself."""
+"""One referral, one workflow. Other programs use `messages` and `client`, never the workflow itself."""

@@ -19,7 +19,7 @@ from workflows import messages
 from workflows.messages import CycleMoved, PaymentReported, ReferralStart, SignupReported
 
 
-class ReferralOver(Exception):
+class ReferralOverError(Exception):
     """The referral's run is closed: nothing can become of it any more."""
 
 
@@ -53,7 +53,7 @@ class ReferralRuns:
         The same click again is no second start.
 
         Raises:
-            ReferralOver: the run was there and is closed.
+            ReferralOverError: the run was there and is closed.
             RPCError: Temporal could not be reached, or refused.
         """
         delay = start.lapses_at - now
@@ -63,7 +63,7 @@ class ReferralRuns:
         """Report the signup, starting the run where the click never reached Temporal. Durable once it returns.
 
         Raises:
-            ReferralOver: the run is closed.
+            ReferralOverError: the run is closed.
             RPCError: Temporal could not be reached, or refused.
         """
         await self._start(start, None, signup=SignupReported(account_id))
@@ -84,7 +84,7 @@ class ReferralRuns:
                 raise
             try:
                 await self.signed_up(start, account_id)
-            except ReferralOver:
+            except ReferralOverError:
                 return
 
     async def cycle_moved(self, referral_id: str, moved: CycleMoved) -> None:
@@ -144,7 +144,7 @@ class ReferralRuns:
                 rpc_timeout=self._timeout,
             )
         except WorkflowAlreadyStartedError as error:
-            raise ReferralOver(start.referral_id) from error
+            raise ReferralOverError(start.referral_id) from error
 
     async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> None:
         await self._handle(referral_id).signal(name, payload, rpc_timeout=self._timeout)

@@ -1,7 +1,8 @@
-"""What is said to a referral's run and what it answers: names, payloads, search attributes. Nothing here is personal."""
+"""What is said to a referral's run and what it answers: names, payloads, search attributes. Nothing personal."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio.common import SearchAttributeKey
 
@@ -20,7 +21,9 @@ PLAN = SearchAttributeKey.for_keyword("Plan")
 BONUS_EXPIRES_AT = SearchAttributeKey.for_datetime("BonusExpiresAt")
 REVIEW_REASONS = SearchAttributeKey.for_keyword_list("ReviewReasons")
 
-SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[str] | SearchAttributeKey[datetime] | SearchAttributeKey[list[str]], ...] = (
+SEARCH_ATTRIBUTES: tuple[
+    SearchAttributeKey[str] | SearchAttributeKey[datetime] | SearchAttributeKey[list[str]], ...
+] = (
     REFERRAL_STAGE,
     REFERRER_ACCOUNT,
     REFEREE_ACCOUNT,

@@ -28,7 +28,7 @@ class ReferralWorkflow:
         self._state = state or ReferralState()
 
     @workflow.run
-    async def run(self, start: ReferralStart, state: ReferralState | None = None) -> ReferralState:
+    async def run(self, _start: ReferralStart, _state: ReferralState | None = None) -> ReferralState:
         """Live the referral's life; the answer is how it ended."""
         self._show()
         if not await self._signup_comes():
@@ -135,9 +135,7 @@ class ReferralWorkflow:
         return self._state.payments_reported > self._state.payments_looked_at
 
     def _open_bonuses(self) -> dict[Role, datetime]:
-        return {
-            role: bonus.expires_at for role, bonus in self._state.bonuses.items() if bonus.expired_minutes is None
-        }
+        return {role: bonus.expires_at for role, bonus in self._state.bonuses.items() if bonus.expired_minutes is None}
 
     def _next_expiry(self) -> Any:
         return messages.BONUS_EXPIRES_AT.value_set(min(self._open_bonuses().values()))
@@ -163,10 +161,8 @@ class ReferralWorkflow:
         if suggested() and workflow.all_handlers_finished():
             workflow.continue_as_new(args=[self._start, self._state])
 
-    async def _perform(
-        self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str
-    ) -> Answer:
-        """Take a step: first locally, which is quick; one that fails becomes a regular activity, which operators see."""
+    async def _perform(self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str) -> Answer:
+        """Take a step: locally, which is quick; one that fails becomes a regular activity, which operators see."""
         referral_id = self._start.referral_id
         try:
             return await workflow.execute_local_activity_method(

@@ -1,0 +1,1 @@
+"""The steps of a referral, carried out on the ledger."""

@@ -1,0 +1,57 @@
+"""One method a step, one transaction a method. Repeating any of them changes nothing."""
+
+import structlog
+
+from ledger import referrals
+from ledger.database import Database
+from program.plans import Plans
+from workflows.activities import ReferralActivities
+from workflows.messages import Attribution, Credit, Expiry, OpenBonus, workflow_id
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class LedgerActivities(ReferralActivities):
+    """The steps, with what they need."""
+
+    def __init__(self, database: Database, plans: Plans) -> None:
+        """Carry the steps out on `database`, for the plans on sale."""
+        self._database = database
+        self._plans = plans
+
+    async def attribute_signup(self, referral_id: str) -> Attribution:
+        """Decide whether the reserved signup counts (rules 10, 15 and 18)."""
+        async with self._database.transaction() as transaction:
+            result = await referrals.attribute(transaction, referral_id)
+        _log("signup looked at", referral_id, stage=result.stage, payment_known=result.payment_known)
+        return Attribution(result.stage, result.reason, result.signed_up_at, result.payment_known)
+
+    async def credit_both(self, referral_id: str) -> Credit:
+        """Credit both sides, or say why not (yet) (rules 3 to 8)."""
+        async with self._database.transaction() as transaction:
+            result = await referrals.credit_both(transaction, referral_id, self._plans)
+        _log("payment looked at", referral_id, stage=result.stage, plan=result.plan, minutes=result.minutes)
+        return Credit(
+            result.stage,
+            result.reason,
+            result.needs_attention,
+            result.plan,
+            result.minutes,
+            result.credited_at,
+            result.expires_at or {},
+        )
+
+    async def expire_bonuses(self, referral_id: str) -> Expiry:
+        """Expire what is due (rules 7 and 9)."""
+        async with self._database.transaction() as transaction:
+            result = await referrals.expire(transaction, referral_id, self._plans)
+        _log("expiry looked at", referral_id, stage=result.stage, expired_minutes=result.expired_minutes)
+        return Expiry(
+            result.stage,
+            result.expired_minutes,
+            {role: OpenBonus(expires_at, due_in) for role, (expires_at, due_in) in result.open.items()},
+        )
+
+
+def _log(event: str, referral_id: str, **values: object) -> None:
+    log.info(event, referral_id=referral_id, workflow_id=workflow_id(referral_id), **values)

@@ -1,0 +1,1 @@
+"""Stripe's events, reduced to facts that commute and can be applied any number of times."""

@@ -1,0 +1,264 @@
+"""The reduction of a Stripe event to facts: pure, and the only place that knows the shapes of Stripe's objects.
+
+The shapes are those of the API version that the `stripe` package pins: a period and a price stand on the subscription's
+item, an invoice's subscription under its `parent`, a line's price under its `pricing`.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from billing.facts import (
+    CustomerLinked,
+    EventFacts,
+    Fact,
+    InvoicePaymentSeen,
+    PaidLine,
+    PeriodPaid,
+    PeriodSeen,
+    PriceSeen,
+    SubscriptionEnded,
+)
+
+
+class MalformedEventError(Exception):
+    """An event that is not of the shape that Stripe documents; the message says where, and repeats no value."""
+
+
+def _id(value: Any) -> Any:
+    """The id of an object that may stand expanded."""
+    return value.get("id") if isinstance(value, dict) else value
+
+
+Id = Annotated[str, BeforeValidator(_id), Field(min_length=1)]
+OptionalId = Annotated[str | None, BeforeValidator(_id)]
+Seconds = Annotated[int, Field(strict=True, ge=0, lt=253_402_300_800)]
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class _Price(BaseModel):
+    id: Annotated[str, Field(min_length=1)]
+    lookup_key: str | None = None
+    product: OptionalId = None
+
+
+class _Item(BaseModel):
+    price: _Price
+    current_period_start: Seconds
+    current_period_end: Seconds
+
+
+class _Items(BaseModel):
+    data: list[_Item]
+
+
+class _Subscription(BaseModel):
+    id: Annotated[str, Field(min_length=1)]
+    customer: Id
+    status: str
+    ended_at: Seconds | None = None
+    items: _Items
+
+
+class _Period(BaseModel):
+    start: Seconds
+    end: Seconds
+
+
+class _PriceDetails(BaseModel):
+    price: OptionalId = None
+    product: OptionalId = None
+
+
+class _Pricing(BaseModel):
+    price_details: _PriceDetails | None = None
+
+
+class _ItemDetails(BaseModel):
+    proration: bool = False
+
+
+class _LineParent(BaseModel):
+    subscription_item_details: _ItemDetails | None = None
+    invoice_item_details: _ItemDetails | None = None
+
+
+class _Line(BaseModel):
+    amount: int
+    period: _Period
+    pricing: _Pricing | None = None
+    parent: _LineParent | None = None
+
+    @property
+    def proration(self) -> bool:
+        parent = self.parent or _LineParent()
+        return any(
+            details.proration for details in (parent.subscription_item_details, parent.invoice_item_details) if details
+        )
+
+
+class _Lines(BaseModel):
+    data: list[_Line]
+
+
+class _SubscriptionDetails(BaseModel):
+    subscription: OptionalId = None
+
+
+class _InvoiceParent(BaseModel):
+    subscription_details: _SubscriptionDetails | None = None
+
+
+class _StatusTransitions(BaseModel):
+    paid_at: Seconds | None = None
+
+
+class _Invoice(BaseModel):
+    id: Annotated[str, Field(min_length=1)]
+    customer: OptionalId = None
+    amount_paid: Annotated[int, Field(ge=0)]
+    total: int | None = None
+    parent: _InvoiceParent | None = None
+    status_transitions: _StatusTransitions = _StatusTransitions()
+    lines: _Lines
+
+
+class _Payment(BaseModel):
+    payment_intent: OptionalId = None
+
+
+class _InvoicePayment(BaseModel):
+    id: Annotated[str, Field(min_length=1)]
+    invoice: Id
+    amount_paid: int | None = None
+    payment: _Payment = _Payment()
+    status_transitions: _StatusTransitions = _StatusTransitions()
+
+
+class _CheckoutSession(BaseModel):
+    customer: OptionalId = None
+    client_reference_id: str | None = None
+
+
+class _EventData(BaseModel):
+    object: dict[str, Any]
+
+
+class _Event(BaseModel):
+    id: Annotated[str, Field(min_length=1, max_length=255)]
+    type: Annotated[str, Field(min_length=1, max_length=255)]
+    created: Seconds
+    data: _EventData
+
+
+_NOT_BEGUN = frozenset({"incomplete", "incomplete_expired"})
+_OVER = frozenset({"canceled", "incomplete_expired"})
+
+
+def _of_subscription(event: _Event) -> Iterator[Fact]:
+    subscription = _Subscription.model_validate(event.data.object)
+    for item in subscription.items.data:
+        yield PriceSeen(item.price.id, item.price.lookup_key, item.price.product, _time(event.created))
+        # A subscription whose first invoice is unpaid has not begun; it says so again once it has.
+        if subscription.status not in _NOT_BEGUN and item.current_period_end > item.current_period_start:
+            yield PeriodSeen(
+                subscription.id,
+                subscription.customer,
+                item.price.id,
+                _time(item.current_period_start),
+                _time(item.current_period_end),
+            )
+    if subscription.status in _OVER:
+        ended_at = event.created if subscription.ended_at is None else subscription.ended_at
+        yield SubscriptionEnded(subscription.id, subscription.customer, _time(ended_at))
+
+
+def _of_invoice(event: _Event) -> Iterator[Fact]:
+    invoice = _Invoice.model_validate(event.data.object)
+    details = invoice.parent.subscription_details if invoice.parent else None
+    if details is None or details.subscription is None or invoice.customer is None:
+        return
+    paid_at = invoice.status_transitions.paid_at
+    yield PeriodPaid(
+        invoice.id,
+        invoice.customer,
+        details.subscription,
+        _time(event.created if paid_at is None else paid_at),
+        invoice.amount_paid,
+        invoice.amount_paid if invoice.total is None else invoice.total,
+        tuple(
+            PaidLine(
+                line.pricing.price_details.price,
+                line.pricing.price_details.product,
+                _time(line.period.start),
+                _time(line.period.end),
+                line.proration,
+                line.amount,
+            )
+            for line in invoice.lines.data
+            if line.pricing and line.pricing.price_details and line.pricing.price_details.price
+        ),
+    )
+
+
+def _of_invoice_payment(event: _Event) -> Iterator[Fact]:
+    payment = _InvoicePayment.model_validate(event.data.object)
+    paid_at = payment.status_transitions.paid_at
+    yield InvoicePaymentSeen(
+        payment.id,
+        payment.invoice,
+        payment.payment.payment_intent,
+        payment.amount_paid or 0,
+        None if paid_at is None else _time(paid_at),
+    )
+
+
+def _of_checkout(event: _Event) -> Iterator[Fact]:
+    session = _CheckoutSession.model_validate(event.data.object)
+    if session.customer and session.client_reference_id:
+        yield CustomerLinked(session.customer, session.client_reference_id)
+
+
+_REDUCTIONS: dict[str, Callable[[_Event], Iterator[Fact]]] = {
+    "customer.subscription.created": _of_subscription,
+    "customer.subscription.updated": _of_subscription,
+    "customer.subscription.deleted": _of_subscription,
+    "customer.subscription.paused": _of_subscription,
+    "customer.subscription.resumed": _of_subscription,
+    "customer.subscription.trial_will_end": _of_subscription,
+    "customer.subscription.pending_update_applied": _of_subscription,
+    "customer.subscription.pending_update_expired": _of_subscription,
+    "invoice.paid": _of_invoice,
+    "invoice_payment.paid": _of_invoice_payment,
+    "checkout.session.completed": _of_checkout,
+}
+
+HANDLED_TYPES = frozenset(_REDUCTIONS)
+"""The types of events that say something here: those to subscribe to in Stripe."""
+
+
+def reduce_event(document: object) -> EventFacts:
+    """What an event says. One of a type that is not handled says nothing.
+
+    Args:
+        document: the event, as parsed from its JSON.
+
+    Raises:
+        MalformedEventError: it is no event, or its object lacks what Stripe documents.
+    """
+    try:
+        event = _Event.model_validate(document)
+        reduction = _REDUCTIONS.get(event.type)
+        facts = tuple(reduction(event)) if reduction else ()
+        return EventFacts(event.id, event.type, _time(event.created), facts)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'event'}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise MalformedEventError(problems) from None

@@ -1,0 +1,266 @@
+"""Accounts: what the backend says of them, their standing by Stripe's facts, and their link (rules 1 and 13)."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
+
+from ledger import database, periods
+from ledger.database import Transaction
+from ledger.tables import account, customer, identity, ledger_now, referral_link, terms_acceptance
+from program.cycles import Period, cycle_at, is_paid_subscriber
+from program.identity import IdentityHash
+from program.plans import Plans
+
+_CODE_ALPHABET = "23456789abcdefghjkmnpqrstvwxyz"
+_CODE_LENGTH = 10
+
+
+class NotAPaidSubscriberError(Exception):
+    """Only a paid subscriber is given a link (rule 1)."""
+
+
+class UnknownAccountError(Exception):
+    """No such account has been reported, or it has been erased."""
+
+
+class AccountErasedError(Exception):
+    """The account has been erased; nothing more can be stored of it (rule 23)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the backend says of an account. Nothing of it is kept in the clear but the first name.
+
+    Args:
+        account_id: the backend's id of it.
+        email: as the person wrote it; only its keyed hash is kept.
+        created_at: when the account was made, UTC.
+        customer_id: its Stripe customer, where it has one already.
+        first_name: for the link's preview; none leaves what is known.
+        show_first_name: whether the member agreed to that; none leaves what is known.
+    """
+
+    account_id: str
+    email: str
+    created_at: datetime
+    customer_id: str | None = None
+    first_name: str | None = None
+    show_first_name: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an account stands with its plan now: whether it counts as paid, which plan, and the paid period it is in."""
+
+    paid: bool
+    plan: str | None
+    cycle: Period | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A referrer's link (rule 1)."""
+
+    code: str
+    account_id: str
+    erased: bool = False
+
+
+async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str, bool]:
+    """Lock accounts, in the order of their ids, so that nobody else changes them or their minutes meanwhile.
+
+    Returns:
+        Of each account that exists, whether it has been erased.
+    """
+    rows = await transaction.execute(
+        select(account.c.account_id, account.c.erased_at)
+        .where(account.c.account_id.in_(sorted(set(account_ids))))
+        .order_by(account.c.account_id)
+        .with_for_update()
+    )
+    return {account_id: erased_at is not None for account_id, erased_at in rows}
+
+
+async def lock_customer(transaction: Transaction, customer_id: str) -> str | None:
+    """Lock a Stripe customer, known so far or not, before its account is locked: payments and links take turns.
+
+    Returns:
+        The account that it belongs to, if it is known.
+    """
+    await transaction.execute(insert(customer).values(customer_id=customer_id).on_conflict_do_nothing())
+    owner: str | None = (
+        await transaction.execute(
+            select(customer.c.account_id).where(customer.c.customer_id == customer_id).with_for_update()
+        )
+    ).scalar_one()
+    return owner
+
+
+async def link_customer(transaction: Transaction, customer_id: str, account_id: str, hashes: IdentityHash) -> None:
+    """Say that a Stripe customer belongs to an account. The first account linked keeps it (rule 18)."""
+    await lock_customer(transaction, customer_id)
+    await transaction.execute(
+        customer.update()
+        .where(customer.c.customer_id == customer_id, customer.c.account_id.is_(None))
+        .values(account_id=account_id, linked_at=ledger_now())
+    )
+    await _remember(transaction, "customer", hashes.customer(customer_id), account_id)
+
+
+async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) -> None:
+    """Store what the backend says of an account; saying it again changes nothing.
+
+    The earliest `created_at` ever given stays, and a customer once linked is never unlinked.
+
+    Raises:
+        AccountErasedError: the account has been erased.
+        ValueError: the e-mail is none.
+    """
+    email_hash = hashes.email(profile.email)
+    if profile.customer_id is not None:
+        await link_customer(transaction, profile.customer_id, profile.account_id, hashes)
+    statement = insert(account).values(
+        account_id=profile.account_id,
+        email_hash=email_hash,
+        created_at=profile.created_at,
+        first_name=profile.first_name,
+        show_first_name=profile.show_first_name or False,
+    )
+    stored = statement.on_conflict_do_update(
+        index_elements=[account.c.account_id],
+        set_={
+            "email_hash": email_hash,
+            "created_at": func.least(account.c.created_at, profile.created_at),
+            "first_name": func.coalesce(profile.first_name, account.c.first_name),
+            "show_first_name": func.coalesce(profile.show_first_name, account.c.show_first_name),
+        },
+        where=account.c.erased_at.is_(None),
+    ).returning(account.c.account_id)
+    if (await transaction.execute(stored)).first() is None:
+        raise AccountErasedError(profile.account_id)
+    await _remember(transaction, "email", email_hash, profile.account_id)
+
+
+async def _remember(transaction: Transaction, kind: str, digest: bytes, account_id: str) -> None:
+    await transaction.execute(
+        insert(identity)
+        .values(kind=kind, hash=digest, account_id=account_id, first_seen_at=ledger_now())
+        .on_conflict_do_nothing()
+    )
+
+
+async def known_before(transaction: Transaction, kind: str, account_id: str) -> bool:
+    """Whether an e-mail (`email`) or a Stripe customer (`customer`) of an account was another's before it (rule 10)."""
+    own, other = identity.alias("own"), identity.alias("other")
+    found = await transaction.execute(
+        select(
+            exists().where(
+                own.c.kind == kind,
+                own.c.account_id == account_id,
+                other.c.kind == kind,
+                other.c.hash == own.c.hash,
+                other.c.account_id != account_id,
+                or_(
+                    other.c.first_seen_at < own.c.first_seen_at,
+                    and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),
+                ),
+            )
+        )
+    )
+    return bool(found.scalar_one())
+
+
+async def share_identity(transaction: Transaction, kind: str, first: str, second: str) -> bool:
+    """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18)."""
+    one, two = identity.alias("one"), identity.alias("two")
+    found = await transaction.execute(
+        select(
+            exists().where(
+                one.c.kind == kind,
+                one.c.account_id == first,
+                two.c.kind == kind,
+                two.c.account_id == second,
+                two.c.hash == one.c.hash,
+            )
+        )
+    )
+    return bool(found.scalar_one())
+
+
+async def customers_of(transaction: Transaction, account_id: str) -> Sequence[str]:
+    """The Stripe customers that belong to an account."""
+    rows = await transaction.execute(select(customer.c.customer_id).where(customer.c.account_id == account_id))
+    return rows.scalars().all()
+
+
+async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
+    """How an account stands with its plan now (rule 1).
+
+    Raises:
+        UnknownAccountError: there is no such account.
+    """
+    if (await lock(transaction, [account_id])).get(account_id, True):
+        raise UnknownAccountError(account_id)
+    return await _standing(transaction, account_id, plans)
+
+
+async def _standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
+    known = await periods.of_account(transaction, account_id, plans)
+    moment = await database.now(transaction)
+    cycle = cycle_at(moment, known.periods)
+    paid = is_paid_subscriber(moment, known.periods, known.ended)
+    return Standing(paid, known.plan_in(cycle) if cycle else None, cycle)
+
+
+async def give_link(transaction: Transaction, account_id: str, terms_version: str, plans: Plans) -> Link:
+    """The account's own link, always the same; making it takes a paid subscriber (rule 1). Records the terms (rule 13).
+
+    Raises:
+        UnknownAccountError: there is no such account.
+        NotAPaidSubscriberError: it has no link yet, and is no paid subscriber.
+    """
+    if (await lock(transaction, [account_id])).get(account_id, True):
+        raise UnknownAccountError(account_id)
+    link = await _link(transaction, referral_link.c.account_id == account_id)
+    if link is None:
+        if not (await _standing(transaction, account_id, plans)).paid:
+            raise NotAPaidSubscriberError(account_id)
+        link = await _make_link(transaction, account_id)
+    await transaction.execute(
+        insert(terms_acceptance)
+        .values(account_id=account_id, terms_version=terms_version, accepted_at=ledger_now())
+        .on_conflict_do_nothing()
+    )
+    return link
+
+
+async def _make_link(transaction: Transaction, account_id: str) -> Link:
+    while True:
+        code = "".join(secrets.choice(_CODE_ALPHABET) for _ in range(_CODE_LENGTH))
+        made = await transaction.execute(
+            insert(referral_link)
+            .values(code=code, account_id=account_id, created_at=ledger_now())
+            .on_conflict_do_nothing(index_elements=[referral_link.c.code])
+        )
+        if made.rowcount:
+            return Link(code, account_id)
+
+
+async def link_with_code(transaction: Transaction, code: str) -> Link | None:
+    """The link of that code, however it is written; none if there is none."""
+    return await _link(transaction, referral_link.c.code == code.strip().replace("-", "").lower())
+
+
+async def _link(transaction: Transaction, condition: object) -> Link | None:
+    row = (
+        await transaction.execute(
+            select(referral_link.c.code, referral_link.c.account_id, account.c.erased_at)
+            .join(account, account.c.account_id == referral_link.c.account_id)
+            .where(condition)  # type: ignore[arg-type]
+        )
+    ).first()
+    return Link(row.code, row.account_id, row.erased_at is not None) if row else None

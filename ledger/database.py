@@ -1,0 +1,64 @@
+"""The connection to PostgreSQL, its transactions and its clock."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ledger.tables import ledger_now
+
+Transaction = AsyncConnection
+"""A transaction under way. Everything done with it is seen by others together, or not at all."""
+
+
+class Database:
+    """A pool of connections."""
+
+    def __init__(self, url: str, *, offset: Callable[[], timedelta] | None = None, pool_size: int = 10) -> None:
+        """Connect on first use.
+
+        Args:
+            url: `postgresql+psycopg://…`, as the application's role.
+            offset: by how much the ledger's clock is moved in each transaction, for tests with a time of their own.
+            pool_size: how many connections are kept; as many again are opened under load.
+        """
+        self._engine: AsyncEngine = create_async_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
+        )
+        self._offset = offset
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """One transaction: committed at the end of the block, undone if the block raises."""
+        async with self._engine.begin() as transaction:
+            if self._offset is not None:
+                await transaction.execute(
+                    text("SELECT set_config('referrals.clock_offset', :offset, true)"),
+                    {"offset": f"{self._offset().total_seconds()} seconds"},
+                )
+            yield transaction
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+
+async def now(transaction: Transaction) -> datetime:
+    """The ledger's clock at this moment, UTC. Lock the accounts concerned first, then read it."""
+    moment: datetime = (await transaction.execute(ledger_now().select())).scalar_one()
+    return moment
+
+
+async def schema_version(transaction: Transaction) -> str | None:
+    """The version of the schema, none where no migration ran yet."""
+    if (await transaction.execute(text("SELECT to_regclass('alembic_version')"))).scalar_one() is None:
+        return None
+    version: str | None = (await transaction.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    return version

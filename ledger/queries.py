@@ -1,0 +1,240 @@
+"""What is read and shown: referrals, summaries, balances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
+
+from ledger import database
+from ledger.accounts import UnknownAccountError
+from ledger.database import Transaction
+from ledger.tables import account, click_count, entry, grant, referral, referral_event, referral_link
+from program.cycles import expired
+from program.referral import Role, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """A referral with a signup, as it is shown; times are UTC."""
+
+    referral_id: str
+    stage: Stage
+    reason: str | None
+    referrer_account_id: str
+    referee_account_id: str
+    plan: str | None
+    bonus_minutes: int | None
+    needs_attention: str | None
+    review_reasons: list[str]
+    clicked_at: datetime
+    signed_up_at: datetime | None
+    credited_at: datetime | None
+    expires_at: dict[Role, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a referral's story: the stage that it came to, why, and when (UTC)."""
+
+    stage: Stage
+    reason: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a member's dashboard shows (rule 12); minutes, times UTC."""
+
+    clicks: int
+    invited: int
+    subscribed: int
+    bonus_minutes_earned: int
+    bonus_minutes_available: int
+    next_expiry: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """One grant, as its owner sees it: minutes credited, left and expired, and its state now (rule 7)."""
+
+    grant_id: str
+    referral_id: str
+    role: Role
+    minutes: int
+    remaining: int
+    expired: int
+    credited_at: datetime
+    expires_at: datetime
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of referrals, and where the next one begins, if there is one."""
+
+    referrals: list[Referral]
+    next: tuple[datetime, str] | None
+
+
+async def _must_exist(transaction: Transaction, account_id: str) -> Row[Any]:
+    row = (
+        await transaction.execute(
+            select(account).where(account.c.account_id == account_id, account.c.erased_at.is_(None))
+        )
+    ).first()
+    if row is None:
+        raise UnknownAccountError(account_id)
+    return row
+
+
+async def _shown(transaction: Transaction, rows: Sequence[Row[Any]]) -> list[Referral]:
+    ids = [row.referral_id for row in rows]
+    lots = await transaction.execute(
+        select(grant.c.referral_id, grant.c.role, grant.c.expires_at).where(grant.c.referral_id.in_(ids))
+    )
+    ends: dict[str, dict[Role, datetime]] = {}
+    for referral_id, role, expires_at in lots:
+        ends.setdefault(referral_id, {})[Role(role)] = expires_at
+    return [
+        Referral(
+            referral_id=row.referral_id,
+            stage=Stage(row.stage),
+            reason=row.reason,
+            referrer_account_id=row.referrer_id,
+            referee_account_id=row.referee_id,
+            plan=row.plan,
+            bonus_minutes=row.bonus_minutes,
+            needs_attention=row.needs_attention,
+            review_reasons=list(row.review_reasons),
+            clicked_at=row.clicked_at,
+            signed_up_at=row.signed_up_at,
+            credited_at=row.credited_at,
+            expires_at=ends.get(row.referral_id, {}),
+        )
+        for row in rows
+    ]
+
+
+async def one_referral(transaction: Transaction, referral_id: str) -> Referral | None:
+    """The referral of that id, if somebody signed up with it."""
+    rows = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).all()
+    shown = await _shown(transaction, rows)
+    return shown[0] if shown else None
+
+
+async def story(transaction: Transaction, referral_id: str) -> list[Step]:
+    """Every stage that a referral came to, the oldest first."""
+    rows = await transaction.execute(
+        select(referral_event).where(referral_event.c.referral_id == referral_id).order_by(referral_event.c.event_id)
+    )
+    return [Step(Stage(row.stage), row.reason, row.at) for row in rows]
+
+
+async def referrals_of(
+    transaction: Transaction, account_id: str, limit: int, after: tuple[datetime, str] | None = None
+) -> Page:
+    """A page of the signups that a referrer brought, the newest first.
+
+    Raises:
+        UnknownAccountError: there is no such account.
+    """
+    await _must_exist(transaction, account_id)
+    query = select(referral).where(referral.c.referrer_id == account_id, referral.c.signed_up_at.is_not(None))
+    if after is not None:
+        query = query.where(tuple_(referral.c.signed_up_at, referral.c.referral_id) < tuple_(*after))
+    query = query.order_by(referral.c.signed_up_at.desc(), referral.c.referral_id.desc()).limit(limit + 1)
+    rows = (await transaction.execute(query)).all()
+    page = rows[:limit]
+    more = (page[-1].signed_up_at, page[-1].referral_id) if len(rows) > limit else None
+    return Page(await _shown(transaction, page), more)
+
+
+async def summary(transaction: Transaction, account_id: str) -> Summary:
+    """The numbers of a member's dashboard (rule 12).
+
+    Raises:
+        UnknownAccountError: there is no such account.
+    """
+    member = await _must_exist(transaction, account_id)
+    clicks = await transaction.execute(
+        select(func.coalesce(func.sum(click_count.c.clicks), 0))
+        .join(referral_link, referral_link.c.code == click_count.c.code)
+        .where(referral_link.c.account_id == account_id)
+    )
+    moment = await database.now(transaction)
+    usable = (
+        await transaction.execute(
+            select(func.coalesce(func.sum(grant.c.remaining), 0), func.min(grant.c.expires_at)).where(
+                grant.c.account_id == account_id,
+                grant.c.expired_at.is_(None),
+                grant.c.voided_at.is_(None),
+                grant.c.remaining > 0,
+                grant.c.expires_at > moment,
+            )
+        )
+    ).one()
+    return Summary(
+        clicks=int(clicks.scalar_one()),
+        invited=member.invited,
+        subscribed=member.subscribed,
+        bonus_minutes_earned=member.minutes_earned,
+        bonus_minutes_available=int(usable[0]),
+        next_expiry=usable[1],
+    )
+
+
+async def lots(transaction: Transaction, account_id: str) -> list[Lot]:
+    """All grants of an account, the newest first.
+
+    Raises:
+        UnknownAccountError: there is no such account.
+    """
+    await _must_exist(transaction, account_id)
+    moment = await database.now(transaction)
+    expired_minutes = (
+        select(entry.c.grant_id, (-entry.c.delta).label("expired")).where(entry.c.kind == "expiry").subquery()
+    )
+    rows = await transaction.execute(
+        select(grant, func.coalesce(expired_minutes.c.expired, 0).label("expired"))
+        .join(expired_minutes, expired_minutes.c.grant_id == grant.c.grant_id, isouter=True)
+        .where(grant.c.account_id == account_id)
+        .order_by(grant.c.credited_at.desc(), grant.c.grant_id.desc())
+    )
+    return [_lot(row, moment) for row in rows]
+
+
+def _lot(row: Row[Any], moment: datetime) -> Lot:
+    """A lot as it stands at `moment`: one that is due is over, also where its sweep is late (rule 7)."""
+    over = expired(row.expires_at, moment)
+    late = over and row.expired_at is None and row.voided_at is None
+    if row.voided_at is not None:
+        state = "void"
+    elif over:
+        state = "expired"
+    else:
+        state = "active" if row.remaining else "used"
+    return Lot(
+        grant_id=row.grant_id,
+        referral_id=row.referral_id,
+        role=Role(row.role),
+        minutes=row.minutes,
+        remaining=0 if late else row.remaining,
+        expired=row.remaining if late else row.expired,
+        credited_at=row.credited_at,
+        expires_at=row.expires_at,
+        state=state,
+    )
+
+
+async def count_click(transaction: Transaction, code: str, channel: str, day: date) -> None:
+    """Count one click on a link, by channel and UTC day."""
+    statement = insert(click_count).values(code=code, channel=channel, day=day, clicks=1)
+    await transaction.execute(
+        statement.on_conflict_do_update(
+            index_elements=[click_count.c.code, click_count.c.channel, click_count.c.day],
+            set_={"clicks": click_count.c.clicks + 1},
+        )
+    )

@@ -1,0 +1,215 @@
+"""The tables. Their constraints, triggers and privileges stand in the migrations; this is how queries name them."""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+
+_TIME = DateTime(timezone=True)
+
+account = Table(
+    "account",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("email_hash", LargeBinary),
+    Column("first_name", Text),
+    Column("show_first_name", Boolean),
+    Column("created_at", _TIME),
+    Column("erased_at", _TIME),
+    Column("invited", Integer),
+    Column("subscribed", Integer),
+    Column("minutes_earned", BigInteger),
+)
+"""An account of KallyAI's, with the counts that its dashboard shows (rule 12)."""
+
+identity = Table(
+    "identity",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("hash", LargeBinary, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("first_seen_at", _TIME),
+)
+"""Which e-mails and customers belonged to which account, as keyed hashes that outlive the account (rules 10 and 23)."""
+
+referral_link = Table(
+    "referral_link",
+    metadata,
+    Column("code", Text, primary_key=True),
+    Column("account_id", Text),
+    Column("created_at", _TIME),
+)
+"""The one link of each referrer (rule 1)."""
+
+terms_acceptance = Table(
+    "terms_acceptance",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("terms_version", Text, primary_key=True),
+    Column("accepted_at", _TIME),
+)
+"""Which version of the Program Terms was accepted when (rule 13)."""
+
+click_count = Table(
+    "click_count",
+    metadata,
+    Column("code", Text, primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("clicks", Integer),
+)
+"""Clicks on a link, by channel and UTC day."""
+
+customer = Table(
+    "customer",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("account_id", Text),
+    Column("linked_at", _TIME),
+)
+"""A Stripe customer and the account that it belongs to; the first account linked keeps it (rule 18)."""
+
+subscription = Table(
+    "subscription",
+    metadata,
+    Column("subscription_id", Text, primary_key=True),
+    Column("customer_id", Text),
+    Column("ended_at", _TIME),
+)
+"""A Stripe subscription that has ended, and when it first was reported to have."""
+
+seen_period = Table(
+    "seen_period",
+    metadata,
+    Column("subscription_id", Text, primary_key=True),
+    Column("price_id", Text, primary_key=True),
+    Column("starts_at", _TIME, primary_key=True),
+    Column("ends_at", _TIME),
+    Column("customer_id", Text),
+)
+"""A billing period seen on a subscription, paid or not; the greatest end wins."""
+
+paid_period = Table(
+    "paid_period",
+    metadata,
+    Column("invoice_id", Text, primary_key=True),
+    Column("customer_id", Text),
+    Column("subscription_id", Text),
+    Column("paid_at", _TIME),
+    Column("amount_paid", BigInteger),
+    Column("total", BigInteger),
+    Column("lines", JSONB),
+)
+"""A paid invoice of a subscription, with the period that each of its lines pays for."""
+
+price = Table(
+    "price",
+    metadata,
+    Column("price_id", Text, primary_key=True),
+    Column("lookup_key", Text),
+    Column("product_id", Text),
+    Column("seen_at", _TIME),
+)
+"""What is known of a Stripe price; `seen_at` is when its lookup key was."""
+
+invoice_payment = Table(
+    "invoice_payment",
+    metadata,
+    Column("invoice_payment_id", Text, primary_key=True),
+    Column("invoice_id", Text),
+    Column("payment_intent_id", Text),
+    Column("amount_paid", BigInteger),
+    Column("paid_at", _TIME),
+)
+"""By which payment an invoice was paid: the way from a refund back to its invoice."""
+
+stripe_event = Table(
+    "stripe_event",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("type", Text),
+    Column("created_at", _TIME),
+    Column("received_at", _TIME),
+    Column("signalled_at", _TIME),
+)
+"""Events of Stripe's that were applied, and when every referral concerned had been told."""
+
+referral = Table(
+    "referral",
+    metadata,
+    Column("referral_id", Text, primary_key=True),
+    Column("code", Text),
+    Column("channel", Text),
+    Column("referrer_id", Text),
+    Column("referee_id", Text),
+    Column("clicked_at", _TIME),
+    Column("signup_until", _TIME),
+    Column("lapses_at", _TIME),
+    Column("stage", Text),
+    Column("reason", Text),
+    Column("refusal", Text),
+    Column("needs_attention", Text),
+    Column("signed_up_at", _TIME),
+    Column("plan", Text),
+    Column("bonus_minutes", Integer),
+    Column("qualifying_invoice", Text),
+    Column("credited_at", _TIME),
+    Column("review_reasons", ARRAY(Text)),
+)
+"""A referral with a signup; a mere click has no row."""
+
+referral_event = Table(
+    "referral_event",
+    metadata,
+    Column("event_id", BigInteger, primary_key=True),
+    Column("referral_id", Text),
+    Column("stage", Text),
+    Column("reason", Text),
+    Column("at", _TIME),
+)
+"""Every stage of every referral with its reason and time; append-only."""
+
+grant = Table(
+    "grant_lot",
+    metadata,
+    Column("grant_id", Text, primary_key=True),
+    Column("account_id", Text),
+    Column("referral_id", Text),
+    Column("role", Text),
+    Column("minutes", Integer),
+    Column("remaining", Integer),
+    Column("credited_at", _TIME),
+    Column("expires_at", _TIME),
+    Column("expired_at", _TIME),
+    Column("voided_at", _TIME),
+)
+"""One lot of bonus minutes."""
+
+entry = Table(
+    "entry",
+    metadata,
+    Column("entry_id", BigInteger, primary_key=True),
+    Column("grant_id", Text),
+    Column("account_id", Text),
+    Column("kind", Text),
+    Column("delta", Integer),
+    Column("operation_key", Text),
+    Column("at", _TIME),
+)
+"""The journal: every change of a lot, signed, in minutes; append-only."""
+
+ledger_now = func.ledger_now
+"""The ledger's clock, UTC. Read it after the account rows are locked."""

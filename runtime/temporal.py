@@ -1,0 +1,82 @@
+"""The connection to Temporal, configured the SDK's own way (`TEMPORAL_*`), and what a namespace needs before use."""
+
+from datetime import timedelta
+from typing import TypedDict
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from workflows.messages import SEARCH_ATTRIBUTES
+
+RETENTION = timedelta(days=30)
+"""How long a new namespace keeps the history of closed runs."""
+
+
+class _Options(TypedDict, total=False):
+    lazy: bool
+    runtime: Runtime
+
+
+async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Client:
+    """Connect to the Temporal that the environment names.
+
+    Args:
+        lazy: connect on first use instead, so that a program starts while Temporal is away.
+        runtime: the SDK's runtime, where its metrics are wanted.
+
+    Raises:
+        RuntimeError: Temporal cannot be reached.
+    """
+    options: _Options = {"lazy": lazy}
+    if runtime is not None:
+        options["runtime"] = runtime
+    config = ClientConfig.load_client_connect_config()
+    config.setdefault("target_host", "localhost:7233")
+    return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
+
+
+async def set_up_namespace(client: Client) -> bool:
+    """Make the client's namespace, if it is missing, and register the search attributes that it lacks.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        RPCError: the server refuses.
+    """
+    made = await _make_namespace(client)
+    present = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    missing = {
+        key.name: IndexedValueType.ValueType(key.indexed_value_type)
+        for key in SEARCH_ATTRIBUTES
+        if key.name not in present.custom_attributes
+    }
+    if missing:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+        )
+    return made or bool(missing)
+
+
+async def _make_namespace(client: Client) -> bool:
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        retention = Duration()
+        retention.FromTimedelta(RETENTION)
+        await client.workflow_service.register_namespace(
+            RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
+        )
+        return True
+    return False
