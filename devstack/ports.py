@@ -42,7 +42,7 @@ def _is_free(port: int, host: str) -> bool:
 
 
 def holder_of(port: int) -> str | None:
-    """Who listens on the port, as ``name (pid 42)``; None where the system does not tell."""
+    """Who listens on the port, as `name (pid 42)`; None where the system does not tell."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             local = connection.laddr

@@ -1,8 +1,8 @@
-"""A real PostgreSQL server from the wheel's binaries: TCP on 127.0.0.1 only, SCRAM passwords, nobody trusted, never as root.
+"""A real PostgreSQL server from a wheel's binaries: TCP on 127.0.0.1 only, SCRAM passwords, never as root.
 
-The wheel's own ``get_server()`` is not used: it trusts every local user and reports success on a server just killed.
-Started as root, the server runs as ``nobody``. Where that user cannot reach the folder it should live in (a checkout
-under ``/root``), binaries and data are kept under :data:`ELSEWHERE` and the folder becomes a symlink to them: no
+The wheel's own `get_server()` is not used: it trusts every local user and reports success on a server just killed.
+Started as root, the server runs as `nobody`. Where that user cannot reach the folder it should live in (a checkout
+under `/root`), binaries and data are kept under :data:`ELSEWHERE` and the folder becomes a symlink to them: no
 permission of anybody's folder is changed.
 """
 
@@ -48,7 +48,7 @@ class Account:
 
     @classmethod
     def for_servers(cls) -> "Account | None":
-        """Whom the server runs as: ``nobody`` if this process is root's; None, for itself, if not."""
+        """Whom the server runs as: `nobody` if this process is root's; None, for itself, if not."""
         if os.geteuid() != 0:
             return None
         try:
@@ -77,10 +77,10 @@ def wheel_binaries() -> Path:
 
 
 class EmbeddedPostgres:
-    """One database cluster in ``directory`` and the server on it.
+    """One database cluster in `directory` and the server on it.
 
-    ``prepare`` makes the cluster, ``command`` is what a supervisor runs, ``provision`` makes roles and database.
-    ``start`` does all three with the server as a child of this process, ``stop`` ends it, ``destroy`` removes it all.
+    `prepare` makes the cluster, `command` is what a supervisor runs, `provision` makes roles and database.
+    `start` does all three with the server as a child of this process, `stop` ends it, `destroy` removes it all.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class EmbeddedPostgres:
         Args:
             directory: the cluster's own folder; made if missing.
             port: the port on 127.0.0.1.
-            credentials: its passwords; by default those of ``secrets.json`` beside ``directory``.
-            settings: more server settings, such as ``{"fsync": "off"}`` for a cluster that is thrown away.
-            log: where a server started with ``start`` writes; by default ``postgres.log`` beside ``directory``.
+            credentials: its passwords; by default those of `secrets.json` beside `directory`.
+            settings: more server settings, such as `{"fsync": "off"}` for a cluster that is thrown away.
+            log: where a server started with `start` writes; by default `postgres.log` beside `directory`.
         """
         self.directory = directory
         self.port = port
@@ -118,7 +118,7 @@ class EmbeddedPostgres:
 
     @property
     def data(self) -> Path:
-        """The data directory (``PGDATA``)."""
+        """The data directory (`PGDATA`)."""
         return self.directory.resolve() / "data"
 
     @property
@@ -144,7 +144,7 @@ class EmbeddedPostgres:
         """Make the cluster if there is none yet; one that exists is left as it is.
 
         Raises:
-            StackError: ``initdb`` failed, or no folder can be had for it.
+            StackError: `initdb` failed, or no folder can be had for it.
         """
         self._settle_directory()
         binaries = self._binaries()
@@ -154,7 +154,7 @@ class EmbeddedPostgres:
         self._drop_foreign_lock()
 
     def _settle_directory(self) -> None:
-        """Give ``directory`` a place that the server's user reaches: its own, or one elsewhere with a symlink to it."""
+        """Give `directory` a place that the server's user reaches: its own, or one elsewhere with a symlink to it."""
         if self.directory.is_symlink() and not self.directory.exists():
             self.directory.unlink()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ class EmbeddedPostgres:
         return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
     def command(self) -> list[str]:
-        """The server in the foreground; to be run as ``account``. SIGINT ends it in good order, and at once."""
+        """The server in the foreground; to be run as `account`. SIGINT ends it in good order, and at once."""
         settings = {
             "listen_addresses": LOOPBACK,
             "port": str(self.port),
@@ -426,11 +426,11 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The pid of the server that ``start`` started."""
+        """The pid of the server that `start` started."""
         return self._process.pid if self._process is not None else None
 
     def stop(self) -> None:
-        """Stop the server that ``start`` started, in good order; nothing if there is none."""
+        """Stop the server that `start` started, in good order; nothing if there is none."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -16,7 +16,7 @@ def _details(folder: Path, name: str) -> Path:
 
 
 def remember(folder: Path, name: str, pid: int) -> None:
-    """Note that process ``pid`` is the program ``name``: its pid in ``<name>.pid``, with its start in ``run/``."""
+    """Note that process `pid` is the program `name`: its pid in `<name>.pid`, with its start in `run/`."""
     details = {"pid": pid, "started": psutil.Process(pid).create_time()}
     for path, text in ((_details(folder, name), json.dumps(details)), (folder / f"{name}.pid", f"{pid}\n")):
         path.parent.mkdir(exist_ok=True)
@@ -33,6 +33,14 @@ def find(folder: Path, name: str) -> psutil.Process | None:
         same = abs(process.create_time() - float(details["started"])) <= TOLERANCE_SECONDS
         return process if same and is_alive(process) else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def last_pid(folder: Path, name: str) -> int | None:
+    """The pid that was noted last, whether it still runs or not."""
+    try:
+        return int((folder / f"{name}.pid").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 

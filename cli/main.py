@@ -1,0 +1,134 @@
+"""The console script `referrals`: the development stack, and the chores of a deployment."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="KallyAI's referral program.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A rich traceback shows local variables, and some of ours are secrets.
+    pretty_exceptions_enable=False,
+)
+
+
+def _fail(message: object) -> typer.Exit:
+    print(f"referrals: {message}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+@app.callback()
+def _program() -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+
+
+@app.command()
+def dev(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data. [default: .local of the project]", envvar="REFERRALS_DEV_FOLDER"),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Port of the starter.", envvar=["REFERRALS_DEV_PORT", "REFERRALS_PORT"]),
+    ] = 8000,
+    temporal_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Temporal.", envvar="REFERRALS_DEV_TEMPORAL_PORT")
+    ] = 7233,
+    ui_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Temporal's Web UI.", envvar="REFERRALS_DEV_UI_PORT")
+    ] = 8233,
+    postgres_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of PostgreSQL.", envvar="REFERRALS_DEV_POSTGRES_PORT")
+    ] = 5433,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the worker's metrics.", envvar="REFERRALS_DEV_METRICS_PORT")
+    ] = 9464,
+    temporal: Annotated[
+        str | None,
+        typer.Option(
+            help="Another Temporal CLI: a path, or a program on the PATH. [default: the installed package's]",
+            envvar="REFERRALS_DEV_TEMPORAL",
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the walk; its outcome is the exit status.")] = False,
+    walk: Annotated[bool, typer.Option(help="Walk one referral from its click to the expiry of both bonuses.")] = True,
+    plan: Annotated[str, typer.Option(help="The plan that the friend buys in the walk.")] = "pro",
+    cycle_seconds: Annotated[
+        float, typer.Option(min=2, max=3600, help="How long after the payment the first of the two cycles ends.")
+    ] = 6,
+) -> None:
+    """Run the whole stack here, take one referral through it, and stay up until Ctrl-C.
+
+    The servers are real and embedded: PostgreSQL, and Temporal with its Web UI. With REFERRALS_DATABASE_URL or
+    TEMPORAL_ADDRESS in the environment that database or that Temporal is used instead. Whatever REFERRALS_ setting the
+    environment has wins over the stack's own.
+    """
+    try:
+        from devstack.command import run
+    except ModuleNotFoundError as error:
+        raise _fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
+    from devstack.command import DevOptions
+
+    raise typer.Exit(
+        run(
+            DevOptions(
+                data=data,
+                port=port,
+                temporal_port=temporal_port,
+                ui_port=ui_port,
+                postgres_port=postgres_port,
+                metrics_port=metrics_port,
+                temporal=temporal,
+                once=once,
+                walk=walk or once,
+                plan=plan,
+                cycle_seconds=cycle_seconds,
+            )
+        )
+    )
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date, as the role that owns it (REFERRALS_MIGRATION_DATABASE_URL)."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from ledger.migrate import migrate as migrate_database
+    from runtime.settings import MigrationSettings, SettingsError
+
+    try:
+        version = migrate_database(MigrationSettings.load().owner_url)
+    except (SettingsError, SQLAlchemyError) as error:
+        raise _fail(error) from None
+    print(f"the database is at version {version}")
+
+
+@app.command()
+def setup_temporal() -> None:
+    """Make the namespace if it is missing, and register the search attributes that it lacks (TEMPORAL_ADDRESS …)."""
+    from temporalio.service import RPCError
+
+    from runtime.temporal import connect, set_up_namespace
+
+    async def set_up() -> None:
+        client = await connect()
+        changed = await set_up_namespace(client)
+        print(f"namespace {client.namespace} {'is set up' if changed else 'was set up already'}")
+
+    try:
+        asyncio.run(set_up())
+    except (RuntimeError, RPCError) as error:
+        raise _fail(error) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,188 @@
+"""Supervisor, which keeps the stack's programs running: its configuration, its start, its end."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xmlrpc.client
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from supervisor.xmlrpc import SupervisorTransport
+
+from devstack.errors import StackError, tail_of
+from devstack.processes import find, forget, is_alive, remember, stop
+from runtime.settings import PROJECT
+
+NAME = "supervisord"
+DATA_VARIABLE = "REFERRALS_DEV_DATA"
+_PYTHON_VARIABLE = "REFERRALS_DEV_PYTHON"
+_PROJECT_VARIABLE = "REFERRALS_DEV_PROJECT"
+_SOCKET_VARIABLE = "REFERRALS_DEV_SOCKET"
+
+PATIENCE_SECONDS = {"postgres": 20, "temporal": 10, "worker": 25, "starter": 10}
+"""How long each may take to stop before it is killed."""
+
+# PostgreSQL takes SIGTERM as "once the last client has gone".
+STOP_SIGNALS = {"postgres": signal.SIGINT}
+
+
+def _section(name: str, priority: int) -> str:
+    # Paths come from the environment: in the file itself a space, a `;` or a `%` in one of them would need quoting that
+    # differs from place to place. Programs are started one by one as what they need becomes ready; they are started
+    # again for as long as the stack is up.
+    return f"""
+[program:{name}]
+command=%(ENV_{_PYTHON_VARIABLE})s -m devstack.launch {name}
+directory=%(ENV_{_PROJECT_VARIABLE})s
+priority={priority}
+autostart=false
+autorestart=true
+startsecs=1
+startretries=1000000
+stopsignal={STOP_SIGNALS.get(name, signal.SIGTERM).name.removeprefix("SIG")}
+stopwaitsecs={PATIENCE_SECONDS[name]}
+killasgroup=true
+redirect_stderr=true
+stdout_logfile=%(ENV_{DATA_VARIABLE})s/log/{name}.log
+stdout_logfile_maxbytes=10MB
+stdout_logfile_backups=1
+"""
+
+
+def configuration_text(names: Sequence[str]) -> str:
+    """The configuration for these programs: the first is started first and stopped last."""
+    return f"""[supervisord]
+nodaemon=true
+silent=true
+minfds=256
+minprocs=32
+logfile=%(ENV_{DATA_VARIABLE})s/log/{NAME}.log
+logfile_maxbytes=10MB
+logfile_backups=1
+pidfile=%(ENV_{DATA_VARIABLE})s/run/{NAME}.pid
+childlogdir=%(ENV_{DATA_VARIABLE})s/log
+
+[unix_http_server]
+file=%(ENV_{_SOCKET_VARIABLE})s
+chmod=0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+""" + "".join(_section(name, 10 * (place + 1)) for place, name in enumerate(names))
+
+
+class Supervisor:
+    """One supervisord and its programs. It has a session of its own: a Ctrl-C at the terminal does not reach it."""
+
+    def __init__(self, data: Path, names: Sequence[str]) -> None:
+        """Describe it; nothing is started yet."""
+        self._data = data
+        self._names = names
+        self._log = data / "log" / f"{NAME}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        # A socket's path may have about a hundred characters; that of the data may well be longer.
+        self._socket_folder: Path | None = None
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Start it with no program running yet."""
+        configuration = self._data / "run" / f"{NAME}.conf"
+        configuration.write_text(configuration_text(self._names), encoding="utf-8")
+        self._socket_folder = Path(tempfile.mkdtemp(prefix="referrals-", dir="/tmp"))
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)],
+                cwd=PROJECT,
+                env={
+                    **environment,
+                    DATA_VARIABLE: str(self._data),
+                    _PYTHON_VARIABLE: shlex.quote(sys.executable),
+                    _PROJECT_VARIABLE: str(PROJECT),
+                    _SOCKET_VARIABLE: str(self._socket),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        remember(self._data, NAME, self._process.pid)
+
+    @property
+    def _socket(self) -> Path:
+        assert self._socket_folder is not None, "not started"
+        return self._socket_folder / "s"
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        try:
+            with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as proxy:
+                return getattr(proxy.supervisor, method)(*arguments)
+        finally:
+            transport.close()
+
+    def answers(self) -> bool:
+        """Whether it takes orders."""
+        try:
+            return bool(self._call("getState"))
+        except (OSError, xmlrpc.client.Error):
+            return False
+
+    def require_alive(self) -> None:
+        """Make sure that it runs.
+
+        Raises:
+            StackError: it ended, with the end of its log.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise StackError(f"the supervisor of the programs has ended\n{tail_of(self._log)}")
+
+    def start_program(self, name: str) -> None:
+        """Start a program; from here on it is started again whenever it ends."""
+        try:
+            self._call("startProcess", name, False)
+        except (OSError, xmlrpc.client.Error) as error:
+            raise StackError(f"the supervisor does not start {name}: {error}") from None
+
+    def stop(self) -> None:
+        """Stop every program, the last started first, then the supervisor itself."""
+        if self._process is not None:
+            stop_leftovers(self._data, self._names)
+            if self._process.poll() is None:  # the notes in the data folder are gone
+                stop(psutil.Process(self._process.pid), patience_seconds=sum(PATIENCE_SECONDS.values()) + 5)
+            self._process.wait()
+            self._process = None
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+            self._socket_folder = None
+
+
+def leftovers(data: Path, names: Sequence[str]) -> list[str]:
+    """Which of the programs, the supervisor included, still run from an earlier start."""
+    return [name for name in (NAME, *names) if find(data, name) is not None]
+
+
+def stop_leftovers(data: Path, names: Sequence[str]) -> None:
+    """Stop the supervisor and whatever it leaves, recognised by pid and start time; the last started goes first."""
+    supervisor = find(data, NAME)
+    if supervisor is not None:
+        # It stops its programs one after the other, each within its time.
+        stop(supervisor, signal.SIGTERM, sum(PATIENCE_SECONDS.values()) + 5)
+    for name in reversed(names):
+        process = find(data, name)
+        if process is not None and is_alive(process):
+            stop(process, STOP_SIGNALS.get(name, signal.SIGTERM), PATIENCE_SECONDS[name])
+    for name in (NAME, *names):
+        forget(data, name)
+
+
+def kill_all(data: Path, names: Sequence[str]) -> None:
+    """End everything at once, for who cannot wait: the supervisor first, so that it starts nothing again."""
+    for name in (NAME, *reversed(names)):
+        process = find(data, name)
+        if process is not None:
+            os.kill(process.pid, signal.SIGKILL)
