@@ -3,13 +3,14 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.referral import LedgerActivities
@@ -44,7 +45,12 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
 
 
 def build_worker(
-    client: Client, task_queue: str, database: Database, plans: Plans, versions: WorkerDeploymentConfig | None = None
+    client: Client,
+    task_queue: str,
+    database: Database,
+    plans: Plans,
+    versions: WorkerDeploymentConfig | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """Put a worker together: the workflow, and its steps on the ledger."""
     steps = LedgerActivities(database, plans)
@@ -58,6 +64,7 @@ def build_worker(
             restrictions=SandboxRestrictions.default.with_passthrough_modules("program", "workflows")
         ),
         deployment_config=versions,
+        interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
     )
 

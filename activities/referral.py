@@ -1,6 +1,7 @@
 """One method a step, one transaction a method. Repeating any of them changes nothing."""
 
 import structlog
+from temporalio import activity
 
 from ledger import referrals
 from ledger.database import Database
@@ -19,6 +20,7 @@ class LedgerActivities(ReferralActivities):
         self._database = database
         self._plans = plans
 
+    @activity.defn
     async def attribute_signup(self, referral_id: str) -> Attribution:
         """Decide whether the reserved signup counts (rules 10, 15 and 18)."""
         async with self._database.transaction() as transaction:
@@ -26,6 +28,7 @@ class LedgerActivities(ReferralActivities):
         _log("signup looked at", referral_id, stage=result.stage, payment_known=result.payment_known)
         return Attribution(result.stage, result.reason, result.signed_up_at, result.payment_known)
 
+    @activity.defn
     async def credit_both(self, referral_id: str) -> Credit:
         """Credit both sides, or say why not (yet) (rules 3 to 8)."""
         async with self._database.transaction() as transaction:
@@ -41,6 +44,7 @@ class LedgerActivities(ReferralActivities):
             result.expires_at or {},
         )
 
+    @activity.defn
     async def expire_bonuses(self, referral_id: str) -> Expiry:
         """Expire what is due (rules 7 and 9)."""
         async with self._database.transaction() as transaction:

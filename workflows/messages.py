@@ -21,9 +21,7 @@ PLAN = SearchAttributeKey.for_keyword("Plan")
 BONUS_EXPIRES_AT = SearchAttributeKey.for_datetime("BonusExpiresAt")
 REVIEW_REASONS = SearchAttributeKey.for_keyword_list("ReviewReasons")
 
-SEARCH_ATTRIBUTES: tuple[
-    SearchAttributeKey[str] | SearchAttributeKey[datetime] | SearchAttributeKey[list[str]], ...
-] = (
+SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
     REFERRAL_STAGE,
     REFERRER_ACCOUNT,
     REFEREE_ACCOUNT,
@@ -37,23 +35,6 @@ SEARCH_ATTRIBUTES: tuple[
 def workflow_id(referral_id: str) -> str:
     """The id of the run that is a referral's life."""
     return f"referral-{referral_id}"
-
-
-@dataclass(frozen=True)
-class ReferralStart:
-    """What a run needs to know from the first moment on. A signed link token holds all of it.
-
-    Args:
-        referral_id: the referral.
-        referrer: the account whose link was followed.
-        clicked_at: when, UTC.
-        lapses_at: with no signup reported by then, the referral lapses (rule 15), UTC.
-    """
-
-    referral_id: str
-    referrer: str
-    clicked_at: datetime
-    lapses_at: datetime
 
 
 @dataclass(frozen=True)
@@ -116,6 +97,25 @@ class ReferralState:
     bonuses: dict[Role, Bonus] = field(default_factory=dict)
     payments_reported: int = 0
     payments_looked_at: int = 0
+
+
+@dataclass(frozen=True)
+class ReferralStart:
+    """What a run needs to know from the first moment on. A signed link token holds all of it.
+
+    Args:
+        referral_id: the referral.
+        referrer: the account whose link was followed.
+        clicked_at: when, UTC.
+        lapses_at: with no signup reported by then, the referral lapses (rule 15), UTC.
+        state: where a run that goes on for another one begins.
+    """
+
+    referral_id: str
+    referrer: str
+    clicked_at: datetime
+    lapses_at: datetime
+    state: ReferralState | None = None
 
 
 @dataclass(frozen=True)

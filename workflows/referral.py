@@ -1,6 +1,7 @@
 """The life of one referral: a click, the friend's signup, the first payment, both bonuses, their expiry."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -22,13 +23,13 @@ class ReferralWorkflow:
     """One referral from the click to the expiry of both bonuses. Handlers only record; `run` alone advances."""
 
     @workflow.init
-    def __init__(self, start: ReferralStart, state: ReferralState | None = None) -> None:
+    def __init__(self, start: ReferralStart) -> None:
         """Begin with a click, or go on with the state of the run before."""
         self._start = start
-        self._state = state or ReferralState()
+        self._state = start.state or ReferralState()
 
     @workflow.run
-    async def run(self, _start: ReferralStart, _state: ReferralState | None = None) -> ReferralState:
+    async def run(self, _: ReferralStart) -> ReferralState:
         """Live the referral's life; the answer is how it ended."""
         self._show()
         if not await self._signup_comes():
@@ -159,7 +160,7 @@ class ReferralWorkflow:
         except TimeoutError:
             return
         if suggested() and workflow.all_handlers_finished():
-            workflow.continue_as_new(args=[self._start, self._state])
+            workflow.continue_as_new(replace(self._start, state=self._state))
 
     async def _perform(self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str) -> Answer:
         """Take a step: locally, which is quick; one that fails becomes a regular activity, which operators see."""

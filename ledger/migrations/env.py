@@ -2,6 +2,6 @@
 
 from alembic import context
 
+context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
-    context.configure(connection=context.config.attributes["connection"])
     context.run_migrations()

@@ -1,0 +1,1 @@
+"""The tests: real Temporal servers, real PostgreSQL, really signed Stripe events."""

@@ -1,0 +1,134 @@
+"""Real servers for the tests: one PostgreSQL and one Temporal dev server a run, a database of its own a test."""
+
+import asyncio
+import itertools
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from devstack.postgres import APP, OWNER, EmbeddedPostgres
+from ledger.database import Database
+from ledger.migrate import migrate
+from program.plans import Plans, load_plans
+from runtime.settings import PROJECT
+from tests.support import Clock, DatabaseUrls, World
+from workflows.messages import SEARCH_ATTRIBUTES
+
+BIN = Path(sys.executable).parent
+
+_databases = itertools.count(1)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody has."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def plans() -> Plans:
+    """The plans on sale."""
+    return load_plans(PROJECT / "plans.toml")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server; durable writes are off, for nobody pulls the plug on it here."""
+    directory = Path(tempfile.mkdtemp(prefix="referrals-tests-"))
+    directory.chmod(0o755)
+    server = EmbeddedPostgres(
+        directory / "postgres", free_port(), settings={"fsync": "off", "max_connections": "200"}
+    ).start()
+    try:
+        yield server
+    finally:
+        server.destroy()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database to copy."""
+    postgres.create_database("template_referrals")
+    migrate(_url(postgres, OWNER, "template_referrals"))
+    return "template_referrals"
+
+
+def _url(postgres: EmbeddedPostgres, role: str, name: str) -> str:
+    url = postgres.owner_url if role == OWNER else postgres.app_url
+    return url.rpartition("/")[0].replace("postgresql://", "postgresql+psycopg://") + f"/{name}"
+
+
+@pytest.fixture
+def database_urls(postgres: EmbeddedPostgres, template: str) -> DatabaseUrls:
+    """A database of the test's own, migrated, with nothing in it."""
+    name = f"test_{next(_databases)}"
+    names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
+    names |= {"owner": sql.Identifier(OWNER), "app": sql.Identifier(APP)}
+    with psycopg.connect(postgres.superuser_url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner}").format(**names))
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {name} TO {app}").format(**names))
+    return DatabaseUrls(owner=_url(postgres, OWNER, name), app=_url(postgres, APP, name))
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    """The time of the test; real unless a test moves it."""
+    return Clock()
+
+
+@pytest.fixture
+async def database(database_urls: DatabaseUrls, clock: Clock) -> AsyncIterator[Database]:
+    """The test's database, as the application's role, on the test's clock."""
+    database = Database(database_urls.app, offset=clock.offset)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def time_skipping(clock: Clock) -> AsyncIterator[WorkflowEnvironment]:
+    """A Temporal test server whose time runs ahead when nothing happens, and the ledger's with it."""
+    environment = await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=str(BIN / "temporal-test-server"), data_converter=pydantic_data_converter
+    )
+    async with environment:
+        clock.follow(environment)
+        await register_search_attributes(environment)
+        yield environment
+    # The SDK's own threads need a moment of the loop to let go of a server that has just closed.
+    await asyncio.sleep(0)
+
+
+async def register_search_attributes(environment: WorkflowEnvironment) -> None:
+    """Make the search attributes known to a server that wants that first."""
+    from temporalio.api.enums.v1 import IndexedValueType
+    from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+
+    await environment.client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=environment.client.namespace,
+            search_attributes={
+                key.name: IndexedValueType.ValueType(key.indexed_value_type) for key in SEARCH_ATTRIBUTES
+            },
+        )
+    )
+
+
+@pytest.fixture
+async def world(
+    database: Database, plans: Plans, time_skipping: WorkflowEnvironment, clock: Clock
+) -> AsyncIterator[World]:
+    """The program on the time-skipping server and the test's database, with a worker running."""
+    world = World(database, plans, time_skipping, clock)
+    async with world.worker():
+        yield world

@@ -1,0 +1,267 @@
+"""What tests say instead of spelling it out: accounts, clicks, signups, payments, on the real ledger and real runs."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from temporalio.client import WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
+
+from billing.events import reduce_event
+from ledger import accounts, facts, queries, referrals
+from ledger.accounts import Profile
+from ledger.database import Database
+from ledger.facts import News
+from ledger.referrals import ClickedLink, Reservation
+from program.identity import IdentityHash
+from program.plans import Plans
+from program.referral import AttributionWindow, Stage
+from tests.stripe_events import Event, invoice_paid, subscription
+from worker import build_worker
+from workflows.client import ReferralRuns
+from workflows.messages import STATE, CycleMoved, ReferralStart, ReferralState, workflow_id
+
+TASK_QUEUE = "referrals-test"
+HASHES = IdentityHash("a key that only tests use")
+MONTH = timedelta(days=30)
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class DatabaseUrls:
+    """One database, for its owner and for the application."""
+
+    owner: str
+    app: str
+
+
+class Clock:
+    """The time of a test: real, or that of a Temporal server which runs ahead. Ledger transactions follow it."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+        self._environment: WorkflowEnvironment | None = None
+
+    def follow(self, environment: WorkflowEnvironment) -> None:
+        """Take the time from a server from now on."""
+        self._environment = environment
+
+    def advance(self, by: timedelta) -> None:
+        """Move the time, where no server gives it."""
+        self._ahead += by
+
+    def offset(self) -> timedelta:
+        """By how much the time is ahead of the real one."""
+        return self._ahead
+
+    async def now(self) -> datetime:
+        """The time, UTC."""
+        if self._environment is not None:
+            self._ahead = await self._environment.get_current_time() - datetime.now(UTC)
+        return datetime.now(UTC) + self._ahead
+
+
+class _OnTestTime(Interceptor):
+    """Sets the test's clock right before each step."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        clock = self._clock
+
+        class Inbound(ActivityInboundInterceptor):
+            async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+                await clock.now()
+                return await super().execute_activity(input)
+
+        return Inbound(next)
+
+
+@dataclass
+class Member:
+    """An account with its Stripe customer."""
+
+    account_id: str
+    email: str
+    customer_id: str
+    subscription_id: str
+    created_at: datetime
+
+
+class World:
+    """The whole program short of HTTP, on the time of a test."""
+
+    def __init__(self, database: Database, plans: Plans, environment: WorkflowEnvironment, clock: Clock) -> None:
+        self.database = database
+        self.plans = plans
+        self.environment = environment
+        self.clock = clock
+        self.runs = ReferralRuns(environment.client, TASK_QUEUE, timeout=timedelta(seconds=10))
+
+    def worker(self) -> Worker:
+        """A worker for this world's runs."""
+        return build_worker(
+            self.environment.client, TASK_QUEUE, self.database, self.plans, interceptors=[_OnTestTime(self.clock)]
+        )
+
+    async def pass_time(self, by: timedelta) -> None:
+        """Let time pass, with everything that is due in it."""
+        await self.environment.sleep(by)
+
+    async def member(self, name: str, *, created_at: datetime | None = None, customer: str | None = None) -> Member:
+        """An account that has just signed up at KallyAI, with a Stripe customer and no subscription."""
+        number = next(_numbers)
+        member = Member(
+            f"{name}-{number}",
+            f"{name}{number}@example.com",
+            customer or f"cus_{name}{number}",
+            f"sub_{name}{number}",
+            created_at or await self.clock.now(),
+        )
+        await self.put(member)
+        return member
+
+    async def put(self, member: Member) -> News:
+        """Report an account, as the backend does."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            profile = Profile(member.account_id, member.email, member.created_at, member.customer_id)
+            await accounts.put(transaction, profile, HASHES)
+            news = await facts.news_of(transaction, [member.customer_id], self.plans)
+        await self._tell(news, "put")
+        return news
+
+    async def subscriber(
+        self, name: str = "referrer", *, plan: str = "pro", started: timedelta = MONTH / 2, length: timedelta = MONTH
+    ) -> Member:
+        """An account in a paid period that began `started` ago and is `length` long."""
+        now = await self.clock.now()
+        member = await self.member(name, created_at=now - timedelta(days=400))
+        start = now - started
+        await self.report(subscription(member.customer_id, member.subscription_id, start, start + length, plan=plan))
+        await self.report(
+            invoice_paid(member.customer_id, member.subscription_id, start, start + length, plan=plan, paid_at=start)
+        )
+        return member
+
+    async def report(self, *events: Event) -> None:
+        """Let events of Stripe's come in, one after the other, as the webhook takes them."""
+        for event in events:
+            await self.clock.now()
+            reduced = reduce_event(event)
+            async with self.database.transaction() as transaction:
+                news = await facts.apply_event(transaction, reduced, self.plans, HASHES)
+            await self._tell(news, reduced.event_id)
+            async with self.database.transaction() as transaction:
+                await facts.mark_signalled(transaction, reduced.event_id)
+
+    async def _tell(self, news: News, event_id: str) -> None:
+        for waiting in news.payments:
+            start = ReferralStart(
+                waiting.referral_id, waiting.referrer_id, waiting.window.clicked_at, waiting.window.lapses_at
+            )
+            await self.runs.payment_reported(start, waiting.referee_id, event_id)
+        for moved in news.moved:
+            await self.runs.cycle_moved(moved.referral_id, CycleMoved(moved.role, moved.expires_at))
+
+    async def click(
+        self, referrer: Member, *, window: timedelta = timedelta(days=90), start: bool = True
+    ) -> ClickedLink:
+        """Follow a referrer's link, which is made where there is none. Without `start`, Temporal never hears of it."""
+        now = await self.clock.now()
+        async with self.database.transaction() as transaction:
+            link = await accounts.give_link(transaction, referrer.account_id, "2026-01", self.plans)
+        click = ClickedLink(referrals.new_id(), link.code, "link", AttributionWindow(now, window))
+        if start:
+            await self.runs.clicked(_start(click, referrer.account_id), now)
+        return click
+
+    async def sign_up(self, click: ClickedLink, referrer: Member, friend: Member) -> Reservation:
+        """Report that a friend signed up, as the backend does."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            profile = Profile(friend.account_id, friend.email, friend.created_at)
+            await accounts.put(transaction, profile, HASHES)
+            reservation = await referrals.reserve(transaction, click, referrer.account_id, friend.account_id)
+        start = ReferralStart(
+            reservation.referral_id, referrer.account_id, click.window.clicked_at, click.window.lapses_at
+        )
+        await self.runs.signed_up(start, friend.account_id)
+        return reservation
+
+    async def pay(self, friend: Member, *, plan: str = "pro", length: timedelta = MONTH) -> list[Event]:
+        """Let a friend pay for a plan now."""
+        now = await self.clock.now()
+        events = [
+            subscription(friend.customer_id, friend.subscription_id, now, now + length, plan=plan),
+            invoice_paid(friend.customer_id, friend.subscription_id, now, now + length, plan=plan),
+        ]
+        await self.report(*events)
+        return events
+
+    async def referral(self, referral_id: str) -> queries.Referral:
+        """A referral as the ledger has it."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            referral = await queries.one_referral(transaction, referral_id)
+        assert referral is not None, "no signup is known for that referral"
+        return referral
+
+    async def lots(self, member: Member) -> list[queries.Lot]:
+        """The grants of an account."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            return await queries.lots(transaction, member.account_id)
+
+    async def story(self, referral_id: str) -> list[Stage]:
+        """The stages that a referral came through."""
+        async with self.database.transaction() as transaction:
+            return [step.stage for step in await queries.story(transaction, referral_id)]
+
+    def handle(self, referral_id: str) -> WorkflowHandle[Any, Any]:
+        """The run of a referral."""
+        return self.environment.client.get_workflow_handle(workflow_id(referral_id), result_type=ReferralState)
+
+    async def state(self, referral_id: str) -> ReferralState:
+        """What a referral's run knows."""
+        return await self.handle(referral_id).query(STATE, result_type=ReferralState)
+
+    async def reaches(self, referral_id: str, *stages: Stage) -> Stage:
+        """Wait until a referral's run has come to one of these stages."""
+        state = await until(lambda: self.state(referral_id), lambda state: state.stage in stages)
+        return state.stage
+
+    async def outcome(self, referral_id: str) -> ReferralState:
+        """How a referral's run ends; time runs ahead until it does."""
+        # Only handles of runs that this client itself started let time run ahead by themselves.
+        async with self.environment.time_skipping_unlocked():  # type: ignore[attr-defined]
+            result = await self.handle(referral_id).result()
+        assert isinstance(result, ReferralState)
+        return result
+
+
+def _start(click: ClickedLink, referrer: str) -> ReferralStart:
+    return ReferralStart(click.referral_id, referrer, click.window.clicked_at, click.window.lapses_at)
+
+
+Seen = TypeVar("Seen")
+
+
+async def until(look: Callable[[], Awaitable[Seen]], holds: Callable[[Seen], bool], seconds: float = 20.0) -> Seen:
+    """Look again and again until what is seen holds.
+
+    Raises:
+        AssertionError: it did not within that many seconds; the message has what was seen last.
+    """
+    deadline = time.monotonic() + seconds
+    while not holds(seen := await look()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain; seen last: {seen}"
+        await asyncio.sleep(0.02)
+    return seen
