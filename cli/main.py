@@ -18,7 +18,7 @@ app = typer.Typer(
 
 
 def _fail(message: object) -> typer.Exit:
-    print(f"referrals: {message}", file=sys.stderr)
+    typer.echo(f"referrals: {message}", err=True)
     return typer.Exit(1)
 
 
@@ -109,7 +109,7 @@ def migrate() -> None:
         version = migrate_database(MigrationSettings.load().owner_url)
     except (SettingsError, SQLAlchemyError) as error:
         raise _fail(error) from None
-    print(f"the database is at version {version}")
+    typer.echo(f"the database is at version {version}")
 
 
 @app.command()
@@ -122,7 +122,7 @@ def setup_temporal() -> None:
     async def set_up() -> None:
         client = await connect()
         changed = await set_up_namespace(client)
-        print(f"namespace {client.namespace} {'is set up' if changed else 'was set up already'}")
+        typer.echo(f"namespace {client.namespace} {'is set up' if changed else 'was set up already'}")
 
     try:
         asyncio.run(set_up())

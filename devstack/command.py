@@ -2,10 +2,10 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -61,11 +61,10 @@ def run(options: DevOptions) -> int:
         if options.once:
             return INTERRUPTED
     except StackError as error:
-        sys.stdout.flush()
-        print(f"referrals dev: {error}", file=sys.stderr)
+        typer.echo(f"referrals dev: {error}", err=True)
         return 1
     if options.once and outcome is not None:
-        print(json.dumps(outcome.document()), flush=True)
+        typer.echo(json.dumps(outcome.document()))
     return 0 if outcome is None or outcome.as_it_should_be else 1
 
 
@@ -95,15 +94,14 @@ def _walk(console: Console, stack: Stack, options: DevOptions, interruption: Int
     with referral_display(console) as display:
         outcome = walk_referral(target, options.plan, options.cycle_seconds, display, interruption.sleep)
     if outcome.problem:
-        sys.stdout.flush()
-        print(f"referrals dev: the walk failed: {outcome.problem}", file=sys.stderr)
+        typer.echo(f"referrals dev: the walk failed: {outcome.problem}", err=True)
     return outcome
 
 
 def _show_parts(console: Console, stack: Stack) -> None:
     if not console.is_terminal:
         for part in stack.parts:
-            print(f"{part.name}: {part.address}" + (f" ({part.remark})" if part.remark else ""), flush=True)
+            typer.echo(f"{part.name}: {part.address}" + (f" ({part.remark})" if part.remark else ""))
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for part in stack.parts:
@@ -115,7 +113,7 @@ def _say(console: Console, line: str) -> None:
     if console.is_terminal:
         console.print(line, style="dim", markup=False)
     else:
-        print(line, flush=True)
+        typer.echo(line)
 
 
 def _short(path: Path) -> Path:

@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STEP_SECONDS = 0.1
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - asked for, no error
     """Somebody asked the stack to stop."""
 
 

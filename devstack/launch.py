@@ -29,7 +29,7 @@ def main(name: str) -> None:
     if chosen.account is not None:
         os.chdir("/")
         chosen.account.become()
-    os.execve(chosen.command[0], chosen.command, chosen.environment)
+    os.execve(chosen.command[0], chosen.command, chosen.environment)  # noqa: S606 - our own command
 
 
 if __name__ == "__main__":

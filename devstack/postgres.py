@@ -32,7 +32,8 @@ OWNER = "referrals_owner"
 APP = "referrals_app"
 DATABASE = "referrals"
 
-ELSEWHERE = (Path("/var/lib/kallyai-referrals"), Path("/var/tmp/kallyai-referrals"))
+# The second is open to all: what is found there is used only if root made it.
+ELSEWHERE = (Path("/var/lib/kallyai-referrals"), Path("/var/tmp/kallyai-referrals"))  # noqa: S108
 """Where root's clusters go whose own folder is out of the server's reach; the first that can be made is taken."""
 
 START_SECONDS = 60.0
@@ -248,7 +249,7 @@ class EmbeddedPostgres:
         return None
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return subprocess.run(  # noqa: S603 - our own commands
             command,
             cwd="/",
             env=self.environment,
@@ -398,7 +399,7 @@ class EmbeddedPostgres:
         self.prepare()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
                 self.command(),
                 cwd="/",
                 env=self.environment,

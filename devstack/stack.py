@@ -140,7 +140,7 @@ class Stack:
     def url(self) -> str:
         """The starter's address on this machine."""
         host = self.environments.settings["REFERRALS_HOST"]
-        if host in ("0.0.0.0", "::", ""):
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - nothing is bound here
             host = LOOPBACK
         return f"http://{f'[{host}]' if ':' in host else host}:{self.configuration.port}"
 
@@ -263,7 +263,7 @@ class Stack:
         try:
             for name, environment in commands.items():
                 with (self._data / "log" / f"{name}.log").open("wb") as log:
-                    running[name] = subprocess.Popen(
+                    running[name] = subprocess.Popen(  # noqa: S603 - our own command
                         [sys.executable, "-m", "cli.main", name],
                         cwd=PROJECT,
                         env=environment,

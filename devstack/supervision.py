@@ -95,7 +95,7 @@ class Supervisor:
         configuration.write_text(configuration_text(self._names), encoding="utf-8")
         self._socket_folder = Path(tempfile.mkdtemp(prefix="referrals-", dir="/tmp"))
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)],
                 cwd=PROJECT,
                 env={
@@ -114,7 +114,8 @@ class Supervisor:
 
     @property
     def _socket(self) -> Path:
-        assert self._socket_folder is not None, "not started"
+        if self._socket_folder is None:
+            raise StackError("the supervisor was not started")
         return self._socket_folder / "s"
 
     def _call(self, method: str, *arguments: Any) -> Any:

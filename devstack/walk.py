@@ -381,9 +381,9 @@ class _Walk:
 
 def walk_referral(
     target: Target,
-    plan: str = "pro",
-    cycle_seconds: float = 6,
-    display: Display | None = None,
+    plan: str,
+    cycle_seconds: float,
+    display: Display,
     sleep: Callable[[float], None] = time.sleep,
     transport: httpx.BaseTransport | None = None,
 ) -> Outcome:
@@ -403,7 +403,7 @@ def walk_referral(
     if plan not in PRICES_IN_CENTS:
         return Outcome(plan, problem=f"there is no plan {plan!r}: choose one of {', '.join(PRICES_IN_CENTS)}")
     with Backend(target, transport) as backend:
-        walk = _Walk(backend, target, plan, display or _Silence(), sleep)
+        walk = _Walk(backend, target, plan, display, sleep)
         try:
             walk.go(cycle_seconds)
         except WalkError as error:
@@ -426,20 +426,6 @@ def _time(value: str) -> datetime:
 
 
 # What is shown of it
-
-
-class _Silence:
-    def happened(self, stage: str, what: str) -> None:
-        return
-
-    def waiting(self, what: str) -> None:
-        return
-
-    def minutes(self, sides: list[Side]) -> None:
-        return
-
-    def run(self, url: str) -> None:
-        return
 
 
 class PlainDisplay:
@@ -469,7 +455,8 @@ class PlainDisplay:
         self._line(f"{'':<10} watch it at {url}")
 
     def _line(self, text: str) -> None:
-        print(text.rstrip(), file=self._file, flush=True)
+        self._file.write(f"{text.rstrip()}\n")
+        self._file.flush()
 
 
 class LiveDisplay:
