@@ -189,10 +189,11 @@ class Environments:
 
 
 class Program(BaseModel):
-    """How a program is run: its command, all of its environment, and whom it runs as (None: as ourselves)."""
+    """How a program is run: its command, all of its environment, where, and whom it runs as (None: as ourselves)."""
 
     command: list[str]
     environment: dict[str, str]
+    folder: Path = PROJECT
     account: Account | None = None
 
 
@@ -206,17 +207,23 @@ def program(name: str, stack: StackConfiguration, surrounding: Mapping[str, str]
     match name:
         case "postgres":
             postgres = stack.postgres
-            return Program(command=postgres.command(), environment=postgres.environment, account=postgres.account)
+            return Program(
+                command=postgres.command(),
+                environment=postgres.environment,
+                folder=Path("/"),
+                account=postgres.account,
+            )
         case "temporal":
             command = dev_server_command(
-                stack.data / "temporal" / "temporal.db",
+                # Relative: the server takes some characters of a path for parts of an address.
+                Path("temporal.db"),
                 stack.temporal_port,
                 stack.ui_port,
                 binary=stack.temporal_binary,
                 namespace=environments.namespace,
                 search_attributes=SEARCH_ATTRIBUTES,
             )
-            return Program(command=command, environment=environments.server)
+            return Program(command=command, environment=environments.server, folder=stack.data / "temporal")
         case "worker":
             return Program(command=[sys.executable, str(PROJECT / "worker.py")], environment=environments.worker)
         case "starter":

@@ -26,8 +26,8 @@ def main(name: str) -> None:
     chosen = program(name, StackConfiguration.read(data), os.environ)
     # A process keeps its pid and its start time when it becomes another program.
     remember(data, name, os.getpid())
+    os.chdir(chosen.folder)
     if chosen.account is not None:
-        os.chdir("/")
         chosen.account.become()
     os.execve(chosen.command[0], chosen.command, chosen.environment)  # noqa: S606 - our own command
 

@@ -1,7 +1,6 @@
 """Supervisor, which keeps the stack's programs running: its configuration, its start, its end."""
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -33,13 +32,12 @@ STOP_SIGNALS = {"postgres": signal.SIGINT}
 
 
 def _section(name: str, priority: int) -> str:
-    # Paths come from the environment: in the file itself a space, a `;` or a `%` in one of them would need quoting that
-    # differs from place to place. Programs are started one by one as what they need becomes ready; they are started
-    # again for as long as the stack is up.
+    # No path stands in the file: a space, a `;` or a `%` in one would need quoting that differs from place to place.
+    # They are relative to the data folder, in which the supervisor runs, or put in by the shell, which the launcher
+    # replaces. Programs are started one by one, when what they need is ready, and started again as long as it takes.
     return f"""
 [program:{name}]
-command=%(ENV_{_PYTHON_VARIABLE})s -m devstack.launch {name}
-directory=%(ENV_{_PROJECT_VARIABLE})s
+command=/bin/sh -c 'cd "${_PROJECT_VARIABLE}" && exec "${_PYTHON_VARIABLE}" -m devstack.launch {name}'
 priority={priority}
 autostart=false
 autorestart=true
@@ -49,7 +47,7 @@ stopsignal={STOP_SIGNALS.get(name, signal.SIGTERM).name.removeprefix("SIG")}
 stopwaitsecs={PATIENCE_SECONDS[name]}
 killasgroup=true
 redirect_stderr=true
-stdout_logfile=%(ENV_{DATA_VARIABLE})s/log/{name}.log
+stdout_logfile=log/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=1
 """
@@ -62,11 +60,11 @@ nodaemon=true
 silent=true
 minfds=256
 minprocs=32
-logfile=%(ENV_{DATA_VARIABLE})s/log/{NAME}.log
+logfile=log/{NAME}.log
 logfile_maxbytes=10MB
 logfile_backups=1
-pidfile=%(ENV_{DATA_VARIABLE})s/run/{NAME}.pid
-childlogdir=%(ENV_{DATA_VARIABLE})s/log
+pidfile=run/{NAME}.pid
+childlogdir=log
 
 [unix_http_server]
 file=%(ENV_{_SOCKET_VARIABLE})s
@@ -97,11 +95,11 @@ class Supervisor:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)],
-                cwd=PROJECT,
+                cwd=self._data,
                 env={
                     **environment,
                     DATA_VARIABLE: str(self._data),
-                    _PYTHON_VARIABLE: shlex.quote(sys.executable),
+                    _PYTHON_VARIABLE: sys.executable,
                     _PROJECT_VARIABLE: str(PROJECT),
                     _SOCKET_VARIABLE: str(self._socket),
                 },
