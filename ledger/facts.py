@@ -79,7 +79,16 @@ async def news_of(transaction: Transaction, customers: Iterable[str], plans: Pla
         .where(customer.c.customer_id.in_(sorted(set(customers))), customer.c.account_id.is_not(None))
         .distinct()
     )
-    concerned = await accounts.lock(transaction, [owner for owner in owners.scalars().all() if owner is not None])
+    return await _news(transaction, [owner for owner in owners.scalars().all() if owner is not None], plans)
+
+
+async def news_of_account(transaction: Transaction, account_id: str, plans: Plans) -> News:
+    """The same for an account that was just reported, and may have had a customer linked to it (rules 9 and 14)."""
+    return await _news(transaction, [account_id], plans)
+
+
+async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Plans) -> News:
+    concerned = await accounts.lock(transaction, account_ids)
     payments: list[OpenReferral] = []
     moved: list[MovedGrant] = []
     for account_id in sorted(concerned):

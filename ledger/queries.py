@@ -79,6 +79,14 @@ class Page:
     next: tuple[datetime, str] | None
 
 
+@dataclass(frozen=True, slots=True)
+class LotPage:
+    """A page of grants, and where the next one begins, if there is one."""
+
+    lots: list[Lot]
+    next: tuple[datetime, str] | None
+
+
 async def _must_exist(transaction: Transaction, account_id: str) -> Row[Any]:
     row = (
         await transaction.execute(
@@ -186,8 +194,10 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
     )
 
 
-async def lots(transaction: Transaction, account_id: str) -> list[Lot]:
-    """All grants of an account, the newest first.
+async def lots(
+    transaction: Transaction, account_id: str, limit: int = 1000, after: tuple[datetime, str] | None = None
+) -> LotPage:
+    """A page of the grants of an account, the newest first.
 
     Raises:
         UnknownAccountError: there is no such account.
@@ -195,15 +205,18 @@ async def lots(transaction: Transaction, account_id: str) -> list[Lot]:
     await _must_exist(transaction, account_id)
     moment = await database.now(transaction)
     expired_minutes = (
-        select(entry.c.grant_id, (-entry.c.delta).label("expired")).where(entry.c.kind == "expiry").subquery()
+        select(func.coalesce(-func.sum(entry.c.delta), 0))
+        .where(entry.c.grant_id == grant.c.grant_id, entry.c.kind == "expiry")
+        .scalar_subquery()
     )
-    rows = await transaction.execute(
-        select(grant, func.coalesce(expired_minutes.c.expired, 0).label("expired"))
-        .join(expired_minutes, expired_minutes.c.grant_id == grant.c.grant_id, isouter=True)
-        .where(grant.c.account_id == account_id)
-        .order_by(grant.c.credited_at.desc(), grant.c.grant_id.desc())
-    )
-    return [_lot(row, moment) for row in rows]
+    query = select(grant, expired_minutes.label("expired")).where(grant.c.account_id == account_id)
+    if after is not None:
+        query = query.where(tuple_(grant.c.credited_at, grant.c.grant_id) < tuple_(*after))
+    query = query.order_by(grant.c.credited_at.desc(), grant.c.grant_id.desc()).limit(limit + 1)
+    rows = (await transaction.execute(query)).all()
+    page = rows[:limit]
+    more = (page[-1].credited_at, page[-1].grant_id) if len(rows) > limit else None
+    return LotPage([_lot(row, moment) for row in page], more)
 
 
 def _lot(row: Row[Any], moment: datetime) -> Lot:

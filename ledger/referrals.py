@@ -152,6 +152,17 @@ async def reserve(transaction: Transaction, click: ClickedLink, referrer_id: str
     return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage))
 
 
+async def reserved(transaction: Transaction, click: ClickedLink, account_id: str) -> Reservation | None:
+    """The referral that is reserved already for this account with this click or code, if there is one."""
+    ids = (click.referral_id, derived_id(click.referral_id, account_id))
+    row = (
+        await transaction.execute(
+            select(referral).where(referral.c.referral_id.in_(ids), referral.c.referee_id == account_id)
+        )
+    ).first()
+    return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage)) if row else None
+
+
 async def _locked(transaction: Transaction, referral_id: str) -> Row[Any]:
     """The referral, with both its accounts locked in the order of their ids.
 
@@ -240,11 +251,20 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
     return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
 
 
-async def lapse(transaction: Transaction, referral_id: str) -> None:
-    """Write down that the run of a reserved signup was over before it heard of it (rules 15 and 22)."""
+async def lapse(transaction: Transaction, referral_id: str) -> Stage:
+    """Write down that the run of a reserved signup was over before it heard of it (rules 15 and 22).
+
+    Returns:
+        The stage now: `lapsed`, or what it was already where the run had heard of the signup.
+
+    Raises:
+        UnknownReferralError: nothing is reserved under that id.
+    """
     row = await _locked(transaction, referral_id)
-    if Stage(row.stage) is Stage.CLICKED:
-        await _move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    if Stage(row.stage) is not Stage.CLICKED:
+        return Stage(row.stage)
+    await _move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    return Stage.LAPSED
 
 
 async def credit_both(transaction: Transaction, referral_id: str, plans: Plans) -> CreditResult:

@@ -218,7 +218,7 @@ class World:
         """The grants of an account."""
         await self.clock.now()
         async with self.database.transaction() as transaction:
-            return await queries.lots(transaction, member.account_id)
+            return (await queries.lots(transaction, member.account_id)).lots
 
     async def story(self, referral_id: str) -> list[Stage]:
         """The stages that a referral came through."""
@@ -231,7 +231,8 @@ class World:
 
     async def state(self, referral_id: str) -> ReferralState:
         """What a referral's run knows."""
-        return await self.handle(referral_id).query(STATE, result_type=ReferralState)
+        state: ReferralState = await self.handle(referral_id).query(STATE, result_type=ReferralState)
+        return state
 
     async def reaches(self, referral_id: str, *stages: Stage) -> Stage:
         """Wait until a referral's run has come to one of these stages."""

@@ -1,10 +1,12 @@
 """How other programs reach a referral's run: start it with a click, report a signup, pass on news."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -14,6 +16,7 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from program.eligibility import LAPSED_WORDS
 from program.referral import Stage
 from workflows import messages
 from workflows.messages import CycleMoved, PaymentReported, ReferralStart, SignupReported
@@ -21,6 +24,10 @@ from workflows.messages import CycleMoved, PaymentReported, ReferralStart, Signu
 
 class ReferralOverError(Exception):
     """The referral's run is closed: nothing can become of it any more."""
+
+
+class UnreachableError(Exception):
+    """Temporal could not be reached, or did not do what it was asked to; trying again later may help."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,13 @@ class Click:
         stage: `clicked` or `lapsed`.
         referrer: the account whose link was followed.
         clicked_at: when, UTC.
+        reason: why it ended, if it did (rule 22).
     """
 
     stage: Stage
     referrer: str
     clicked_at: datetime
+    reason: str | None = None
 
 
 class ReferralRuns:
@@ -54,7 +63,7 @@ class ReferralRuns:
 
         Raises:
             ReferralOverError: the run was there and is closed.
-            RPCError: Temporal could not be reached, or refused.
+            UnreachableError: Temporal could not be reached, or refused.
         """
         delay = start.lapses_at - now
         await self._start(start, channel, start_delay=max(delay, timedelta(0)) or None)
@@ -64,7 +73,7 @@ class ReferralRuns:
 
         Raises:
             ReferralOverError: the run is closed.
-            RPCError: Temporal could not be reached, or refused.
+            UnreachableError: Temporal could not be reached, or refused.
         """
         await self._start(start, None, signup=SignupReported(account_id))
 
@@ -75,42 +84,31 @@ class ReferralRuns:
         finds the payment.
 
         Raises:
-            RPCError: Temporal could not be reached, or refused.
+            UnreachableError: Temporal could not be reached, or refused.
         """
-        try:
-            await self._signal(start.referral_id, messages.PAYMENT, PaymentReported(event_id))
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-            try:
+        if not await self._signal(start.referral_id, messages.PAYMENT, PaymentReported(event_id)):
+            with suppress(ReferralOverError):
                 await self.signed_up(start, account_id)
-            except ReferralOverError:
-                return
 
     async def cycle_moved(self, referral_id: str, moved: CycleMoved) -> None:
         """Tell the run that a bonus's expiry moved (rule 9). A run that is over needs no telling.
 
         Raises:
-            RPCError: Temporal could not be reached, or refused.
+            UnreachableError: Temporal could not be reached, or refused.
         """
-        try:
-            await self._signal(referral_id, messages.CYCLE_MOVED, moved)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
+        await self._signal(referral_id, messages.CYCLE_MOVED, moved)
 
     async def click(self, referral_id: str) -> Click | None:
         """What is known of a mere click; none if Temporal does not know it, or no longer.
 
         Raises:
-            RPCError: Temporal could not be reached, or refused.
+            UnreachableError: Temporal could not be reached, or refused.
         """
         try:
-            description = await self._handle(referral_id).describe(rpc_timeout=self._timeout)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+            with _reaching_temporal():
+                description = await self._handle(referral_id).describe(rpc_timeout=self._timeout)
+        except _NotFoundError:
+            return None
         return await _click(description)
 
     async def _start(
@@ -145,12 +143,37 @@ class ReferralRuns:
             )
         except WorkflowAlreadyStartedError as error:
             raise ReferralOverError(start.referral_id) from error
+        except (RPCError, RuntimeError) as error:
+            raise UnreachableError(str(error)) from error
 
-    async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> None:
-        await self._handle(referral_id).signal(name, payload, rpc_timeout=self._timeout)
+    async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> bool:
+        """Signal a run; false if there is none, or it is closed."""
+        try:
+            with _reaching_temporal():
+                await self._handle(referral_id).signal(name, payload, rpc_timeout=self._timeout)
+        except _NotFoundError:
+            return False
+        return True
 
-    def _handle(self, referral_id: str):  # type: ignore[no-untyped-def]
+    def _handle(self, referral_id: str) -> WorkflowHandle[Any, Any]:
         return self._client.get_workflow_handle(messages.workflow_id(referral_id))
+
+
+class _NotFoundError(Exception):
+    """Temporal knows no such run, or it is closed."""
+
+
+@contextmanager
+def _reaching_temporal() -> Iterator[None]:
+    """Tell what is not there from what cannot be reached. A client that never connected raises a plain RuntimeError."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise _NotFoundError from error
+        raise UnreachableError(str(error)) from error
+    except RuntimeError as error:
+        raise UnreachableError(str(error)) from error
 
 
 async def _click(description: WorkflowExecutionDescription) -> Click | None:
@@ -163,4 +186,5 @@ async def _click(description: WorkflowExecutionDescription) -> Click | None:
     stage = Stage(attributes.get(messages.REFERRAL_STAGE) or Stage.CLICKED)
     if description.status is not WorkflowExecutionStatus.RUNNING and stage.open:
         stage = Stage.LAPSED
-    return Click(stage, referrer, datetime.fromisoformat(clicked_at))
+    reason = LAPSED_WORDS if stage is Stage.LAPSED else None
+    return Click(stage, referrer, datetime.fromisoformat(clicked_at), reason)

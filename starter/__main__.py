@@ -1,0 +1,52 @@
+"""`python -m starter`: serves the HTTP side until told to stop."""
+
+import asyncio
+import sys
+
+import structlog
+import uvicorn
+
+from program.plans import PlansError
+from runtime.logs import configure_logs
+from runtime.settings import SettingsError, StarterSettings
+from runtime.temporal import connect
+from starter.app import create_app
+
+GRACEFUL_SHUTDOWN_SECONDS = 10
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def main() -> None:
+    """Run until told to stop.
+
+    Raises:
+        SettingsError: the environment lacks something.
+        PlansError: the plans file cannot be used.
+    """
+    settings = StarterSettings.load()
+    # Temporal may be away when the program starts: /readyz says so, and clicks are made up for at signup.
+    client = await connect(lazy=True)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, client),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        )
+    )
+    await server.serve()
+    if not server.started:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    configure_logs("starter")
+    try:
+        asyncio.run(main())
+    except (SettingsError, PlansError) as error:
+        log.error("starter cannot run", error=str(error))  # noqa: TRY400
+        sys.exit(1)

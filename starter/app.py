@@ -1,0 +1,78 @@
+"""The app factory: everything is put together here, and nowhere else."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from temporalio.client import Client
+
+from ledger.database import Database
+from program.identity import IdentityHash
+from program.plans import load_plans
+from runtime.settings import StarterSettings
+from starter import accounts, clicks, health, referrals, signups, stripe_webhooks
+from starter.access import AccessLog
+from starter.metrics import Metrics
+from starter.problems import Problem, handle_problems
+from starter.services import Services
+from starter.tokens import Tokens
+from workflows.client import ReferralRuns
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: StarterSettings, client: Client) -> FastAPI:
+    """The whole HTTP side.
+
+    Args:
+        settings: what the environment holds.
+        client: connected to Temporal, or about to be on first use.
+
+    Raises:
+        PlansError: the plans file cannot be used.
+    """
+    metrics = Metrics()
+    database = Database(settings.database_url.get_secret_value())
+    services = Services(
+        settings=settings,
+        database=database,
+        client=client,
+        runs=ReferralRuns(client, settings.task_queue),
+        plans=load_plans(settings.plans_file),
+        hashes=IdentityHash(settings.identity_hash_key.get_secret_value()),
+        tokens=Tokens([secret.get_secret_value() for secret in settings.token_secrets], settings.attribution_window),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await database.close()
+
+    app = FastAPI(
+        title="KallyAI referral program",
+        version=VERSION,
+        summary="Clicks start referrals, signups and payments advance them; here is the way in.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.add_middleware(AccessLog, metrics=metrics)
+    handle_problems(app)
+    for module in (clicks, accounts, signups, referrals, stripe_webhooks, health):
+        app.include_router(module.router)
+    _name_problems(app)
+    return app
+
+
+def _name_problems(app: FastAPI) -> None:
+    """Make the problem document known to the OpenAPI document, which the routes refer to."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = describe()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("Problem", Problem.model_json_schema())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,121 @@
+"""`GET /r/{code}`: a person's click starts a referral; machines and prefetches start nothing (rules 15 to 17)."""
+
+from typing import Annotated
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import structlog
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from ledger import accounts, queries, referrals
+from ledger.referrals import ClickedLink
+from program.referral import AttributionWindow
+from starter import pages
+from starter.models import channel_of
+from starter.services import Services, Serving
+from starter.tokens import InvalidTokenError
+from starter.visitors import Visitor, visitor
+from workflows.client import ReferralOverError, UnreachableError
+from workflows.messages import ReferralStart, workflow_id
+
+COOKIE = "kally_ref"
+_NO_STORE = {"Cache-Control": "no-store"}
+
+router = APIRouter(tags=["links"])
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@router.api_route(
+    "/r/{code}",
+    methods=["GET", "HEAD"],
+    response_class=HTMLResponse,
+    responses={
+        302: {"description": "A person: on to the signup, with a token and a cookie."},
+        404: {"description": "No such link."},
+        503: {"description": "A prefetch; come again when the visit is meant."},
+    },
+)
+async def follow_link(
+    code: str,
+    request: Request,
+    services: Serving,
+    c: Annotated[str | None, Query(description="By which way the link was shared: whatsapp, email, sms, qr …")] = None,
+) -> Response:
+    """Follow a referrer's link."""
+    who = visitor(request.method, request.headers)
+    if who is Visitor.PREFETCH:
+        services.metrics.clicks.labels("prefetch").inc()
+        return Response(status_code=503, headers=_NO_STORE)
+    async with services.database.transaction() as transaction:
+        link = await accounts.link_with_code(transaction, code)
+    if link is None or link.erased:
+        services.metrics.clicks.labels("unknown").inc()
+        return HTMLResponse(pages.unknown_link(services.settings.signup_url), 404, _NO_STORE)
+    now = services.now().replace(microsecond=0)
+    fresh = ClickedLink(
+        referrals.new_id(), link.code, channel_of(c), AttributionWindow(now, services.settings.attribution_window)
+    )
+    if who is Visitor.MACHINE:
+        services.metrics.clicks.labels("machine").inc()
+        return HTMLResponse(
+            pages.preview(services.settings.public_url, link.code, _signup_url(services, fresh)), 200, _NO_STORE
+        )
+    repeated = _earlier_click(request, services, fresh)
+    if repeated is not None and await _start(services, repeated, link.account_id):
+        services.metrics.clicks.labels("repeat").inc()
+        return _redirect(services, repeated)
+    await _start(services, fresh, link.account_id)
+    async with services.database.transaction() as transaction:
+        await queries.count_click(transaction, link.code, fresh.channel, now.date())
+    services.metrics.clicks.labels("person").inc()
+    return _redirect(services, fresh)
+
+
+def _earlier_click(request: Request, services: Services, fresh: ClickedLink) -> ClickedLink | None:
+    """The click of the same visitor on the same link that this one only repeats, if it does (rule 16)."""
+    cookie = request.cookies.get(COOKIE)
+    if cookie is None:
+        return None
+    try:
+        earlier = services.tokens.read(cookie)
+    except InvalidTokenError:
+        return None
+    same = earlier.code == fresh.code and earlier.window.same_visit(fresh.window.clicked_at)
+    return earlier if same else None
+
+
+async def _start(services: Services, click: ClickedLink, referrer: str) -> bool:
+    """Start the referral's run; false where it is over already. A Temporal that is away is made up for at signup."""
+    start = ReferralStart(click.referral_id, referrer, click.window.clicked_at, click.window.lapses_at)
+    ids = {"referral_id": click.referral_id, "workflow_id": workflow_id(click.referral_id)}
+    try:
+        await services.runs.clicked(start, services.now(), click.channel)
+    except ReferralOverError:
+        return False
+    except UnreachableError:
+        services.metrics.clicks_not_started.inc()
+        log.warning("click not started", **ids)
+    else:
+        log.info("click", **ids)
+    return True
+
+
+def _signup_url(services: Services, click: ClickedLink) -> str:
+    parts = urlsplit(services.settings.signup_url)
+    reference = urlencode({"ref": services.tokens.sign(click)})
+    return urlunsplit(parts._replace(query=f"{parts.query}&{reference}" if parts.query else reference))
+
+
+def _redirect(services: Services, click: ClickedLink) -> Response:
+    settings = services.settings
+    response = RedirectResponse(_signup_url(services, click), 302, _NO_STORE)
+    response.set_cookie(
+        COOKIE,
+        services.tokens.sign(click),
+        max_age=int(settings.attribution_window.total_seconds()),
+        domain=settings.cookie_domain,
+        secure=settings.public_url.startswith("https://"),
+        httponly=True,
+        samesite="lax",
+    )
+    return response

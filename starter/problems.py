@@ -1,0 +1,132 @@
+"""Errors as problem documents (RFC 9457), each with a code that never changes."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, UnknownAccountError
+from workflows.client import UnreachableError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PROBLEM = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong. `code` is for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+class ProblemError(Exception):
+    """An error that is answered as a problem document."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        """Name the HTTP status, the code for programs and the words for people."""
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    errors: list[dict[str, Any]] | None = None,
+) -> Response:
+    """A problem document as a response."""
+    document = Problem(
+        type=f"/problems/{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        errors=errors,
+    )
+    return JSONResponse(document.model_dump(exclude_none=True), status, dict(headers or {}), PROBLEM)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These problems, for the OpenAPI document of a route."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {"schema": _SCHEMA}}}
+        for status in statuses
+    }
+
+
+_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+_COME_AGAIN = {"Retry-After": "2"}
+
+
+def _unavailable(what: str, error: Exception) -> Response:
+    log.warning("unavailable", what=what, error=type(error).__name__)
+    return problem(503, "temporarily-unavailable", f"{what} cannot be reached now; try again.", _COME_AGAIN)
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Answer every error of an app with a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def _(_: Request, error: ProblemError) -> Response:
+        return problem(error.status, error.code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, error: RequestValidationError) -> Response:
+        # What was sent is not repeated: it may be personal.
+        errors = [{"at": [str(part) for part in item["loc"]], "message": item["msg"]} for item in error.errors()]
+        detail = "; ".join(f"{'.'.join(item['at'][1:]) or item['at'][0]}: {item['message']}" for item in errors)
+        return problem(422, "invalid-request", detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def _(_: Request, error: HTTPException) -> Response:
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        return problem(error.status_code, code, str(error.detail), error.headers)
+
+    @app.exception_handler(NotAPaidSubscriberError)
+    async def _(_: Request, __: NotAPaidSubscriberError) -> Response:
+        return problem(403, "not-a-paid-subscriber", "Only a paid subscriber is given a referral link.")
+
+    @app.exception_handler(UnknownAccountError)
+    async def _(_: Request, __: UnknownAccountError) -> Response:
+        return problem(404, "unknown-account", "No such account is known; PUT /v1/accounts/{account_id} first.")
+
+    @app.exception_handler(AccountErasedError)
+    async def _(_: Request, __: AccountErasedError) -> Response:
+        return problem(410, "account-erased", "The account has been erased; nothing more is stored of it.")
+
+    @app.exception_handler(UnreachableError)
+    async def _(_: Request, error: UnreachableError) -> Response:
+        return _unavailable("Temporal", error)
+
+    @app.exception_handler(PoolTimeoutError)
+    async def _(_: Request, error: PoolTimeoutError) -> Response:
+        return _unavailable("The database", error)
+
+    @app.exception_handler(DBAPIError)
+    async def _(_: Request, error: DBAPIError) -> Response:
+        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+            return _unavailable("The database", error)
+        log.error("database error", error=type(error.orig).__name__, exc_info=error)
+        return problem(500, "internal-error", "Something is wrong here; it has been logged.")
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, error: Exception) -> Response:
+        log.error("unexpected error", exc_info=error)
+        return problem(500, "internal-error", "Something is wrong here; it has been logged.")

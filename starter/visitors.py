@@ -1,0 +1,33 @@
+"""Who follows a link: a person, a machine, or a browser that only looks ahead (rule 17)."""
+
+from collections.abc import Mapping
+from enum import Enum, auto
+
+from crawlerdetect import CrawlerDetect
+
+_PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
+_PREFETCH_WORDS = ("prefetch", "prerender", "preview")
+
+
+class Visitor(Enum):
+    """Who follows a link."""
+
+    PERSON = auto()
+    MACHINE = auto()
+    PREFETCH = auto()
+
+
+def visitor(method: str, headers: Mapping[str, str]) -> Visitor:
+    """Tell a person's click from a machine's (rule 17).
+
+    Args:
+        method: the request's method; `HEAD` is a machine's.
+        headers: its headers, by lower-case name.
+    """
+    looks_ahead = any(word in headers.get(name, "").lower() for name in _PREFETCH_HEADERS for word in _PREFETCH_WORDS)
+    if looks_ahead:
+        return Visitor.PREFETCH
+    agent = headers.get("user-agent", "").strip()
+    if method == "HEAD" or not agent or CrawlerDetect(user_agent=agent).isCrawler():
+        return Visitor.MACHINE
+    return Visitor.PERSON
