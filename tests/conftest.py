@@ -7,19 +7,23 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
+from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from devstack.postgres import APP, OWNER, EmbeddedPostgres
+from devstack.temporal import POLLS_PER_SECOND
 from ledger.database import Database
 from ledger.migrate import migrate
 from program.plans import Plans, load_plans
 from runtime.settings import PROJECT
+from tests.stripe_events import unique
 from tests.support import Clock, DatabaseUrls, World
 from workflows.messages import SEARCH_ATTRIBUTES
 
@@ -125,10 +129,53 @@ async def register_search_attributes(environment: WorkflowEnvironment) -> None:
 
 
 @pytest.fixture
-async def world(
-    database: Database, plans: Plans, time_skipping: WorkflowEnvironment, clock: Clock
-) -> AsyncIterator[World]:
+def idle_world(database: Database, plans: Plans, time_skipping: WorkflowEnvironment, clock: Clock) -> World:
+    """The program on the time-skipping server and the test's database; no worker runs."""
+    return World(database, plans, time_skipping, clock)
+
+
+@pytest.fixture
+async def world(idle_world: World) -> AsyncIterator[World]:
     """The program on the time-skipping server and the test's database, with a worker running."""
-    world = World(database, plans, time_skipping, clock)
-    async with world.worker():
-        yield world
+    async with idle_world.worker():
+        yield idle_world
+
+
+async def start_dev_server(*arguments: str) -> WorkflowEnvironment:
+    """Start Temporal's development server, which is the real server, with further arguments of its command line."""
+    return await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(BIN / "temporal"),
+        dev_server_extra_args=[
+            "--dynamic-config-value",
+            f"history.transferProcessorMaxPollRPS={POLLS_PER_SECOND}",
+            *arguments,
+        ],
+        dev_server_startup_timeout=timedelta(seconds=30),
+        search_attributes=SEARCH_ATTRIBUTES,
+        data_converter=pydantic_data_converter,
+    )
+
+
+@pytest.fixture(scope="session")
+def dev_server() -> Iterator[str]:
+    """The address of a real Temporal server, one for all tests; each takes a task queue of its own."""
+    with asyncio.Runner() as loop:
+        environment = loop.run(start_dev_server())
+        try:
+            yield environment.client.service_client.config.target_host
+        finally:
+            loop.run(environment.shutdown())
+
+
+@pytest.fixture
+async def live_idle_world(database: Database, plans: Plans, dev_server: str, clock: Clock) -> World:
+    """The program on the real Temporal server, in real time; no worker runs."""
+    client = await Client.connect(dev_server, data_converter=pydantic_data_converter)
+    return World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
+
+
+@pytest.fixture
+async def live_world(live_idle_world: World) -> AsyncIterator[World]:
+    """The program on the real Temporal server, in real time, with a worker running."""
+    async with live_idle_world.worker():
+        yield live_idle_world

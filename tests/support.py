@@ -4,13 +4,22 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from temporalio import activity
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    Worker,
+    WorkerDeploymentConfig,
+)
 
 from billing.events import reduce_event
 from ledger import accounts, facts, queries, referrals
@@ -47,6 +56,8 @@ class Clock:
     def __init__(self) -> None:
         self._ahead = timedelta(0)
         self._environment: WorkflowEnvironment | None = None
+        self.database_behind = timedelta(0)
+        """By how much the ledger's clock is behind the test's time."""
 
     def follow(self, environment: WorkflowEnvironment) -> None:
         """Take the time from a server from now on."""
@@ -57,8 +68,8 @@ class Clock:
         self._ahead += by
 
     def offset(self) -> timedelta:
-        """By how much the time is ahead of the real one."""
-        return self._ahead
+        """By how much the ledger's time is ahead of the real one."""
+        return self._ahead - self.database_behind
 
     async def now(self) -> datetime:
         """The time, UTC."""
@@ -84,6 +95,43 @@ class _OnTestTime(Interceptor):
         return Inbound(next)
 
 
+class AtStep(Interceptor):
+    """Lets something happen right before or right after the work of a step, the first time that it is taken.
+
+    What happens before is inside the step and ahead of its transaction; what happens after, behind its commit and ahead
+    of the run's hearing of it.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        *,
+        before: Callable[[], Awaitable[object]] | None = None,
+        after: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self._step = step
+        self._before = before
+        self._after = after
+        self.happened = False
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        moment = self
+
+        class Inbound(ActivityInboundInterceptor):
+            async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+                if moment.happened or activity.info().activity_type != moment._step:
+                    return await super().execute_activity(input)
+                moment.happened = True
+                if moment._before:
+                    await moment._before()
+                result = await super().execute_activity(input)
+                if moment._after:
+                    await moment._after()
+                return result
+
+        return Inbound(next)
+
+
 @dataclass
 class Member:
     """An account with its Stripe customer."""
@@ -98,17 +146,30 @@ class Member:
 class World:
     """The whole program short of HTTP, on the time of a test."""
 
-    def __init__(self, database: Database, plans: Plans, environment: WorkflowEnvironment, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        plans: Plans,
+        environment: WorkflowEnvironment,
+        clock: Clock,
+        task_queue: str = TASK_QUEUE,
+    ) -> None:
         self.database = database
         self.plans = plans
         self.environment = environment
         self.clock = clock
-        self.runs = ReferralRuns(environment.client, TASK_QUEUE, timeout=timedelta(seconds=10))
+        self.task_queue = task_queue
+        self.runs = ReferralRuns(environment.client, task_queue, timeout=timedelta(seconds=10))
 
-    def worker(self) -> Worker:
+    def worker(self, *interceptors: Interceptor, versions: WorkerDeploymentConfig | None = None) -> Worker:
         """A worker for this world's runs."""
         return build_worker(
-            self.environment.client, TASK_QUEUE, self.database, self.plans, interceptors=[_OnTestTime(self.clock)]
+            self.environment.client,
+            self.task_queue,
+            self.database,
+            self.plans,
+            versions,
+            interceptors=[_OnTestTime(self.clock), *interceptors],
         )
 
     async def pass_time(self, by: timedelta) -> None:
@@ -229,6 +290,10 @@ class World:
         """The run of a referral."""
         return self.environment.client.get_workflow_handle(workflow_id(referral_id), result_type=ReferralState)
 
+    async def events(self, referral_id: str) -> list[HistoryEvent]:
+        """The history of a referral's newest run."""
+        return list((await self.handle(referral_id).fetch_history()).events)
+
     async def state(self, referral_id: str) -> ReferralState:
         """What a referral's run knows."""
         state: ReferralState = await self.handle(referral_id).query(STATE, result_type=ReferralState)
@@ -242,7 +307,8 @@ class World:
     async def outcome(self, referral_id: str) -> ReferralState:
         """How a referral's run ends; time runs ahead until it does."""
         # Only handles of runs that this client itself started let time run ahead by themselves.
-        async with self.environment.time_skipping_unlocked():  # type: ignore[attr-defined]
+        skip = getattr(self.environment, "time_skipping_unlocked", nullcontext)
+        async with skip():
             result = await self.handle(referral_id).result()
         assert isinstance(result, ReferralState)
         return result
