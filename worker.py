@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -18,7 +17,7 @@ from ledger.database import Database
 from program.plans import Plans, PlansError, load_plans
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, WorkerSettings
-from runtime.temporal import connect
+from runtime.temporal import connect, leave
 from workflows.referral import ReferralWorkflow
 
 GRACEFUL_SHUTDOWN = timedelta(seconds=20)
@@ -103,4 +102,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except (SettingsError, PlansError, RuntimeError) as error:
         log.error("worker cannot run", error=str(error))  # noqa: TRY400
-        sys.exit(1)
+        leave(1)
+    leave(0)

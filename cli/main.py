@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -130,5 +130,16 @@ def setup_temporal() -> None:
         raise _fail(error) from None
 
 
+def main() -> NoReturn:
+    """Run the console script, and end the way a program with a Temporal client ends best."""
+    from runtime.temporal import leave
+
+    try:
+        app()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    leave(0)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -1,7 +1,10 @@
 """The connection to Temporal, configured the SDK's own way (`TEMPORAL_*`), and what a namespace needs before use."""
 
+import logging
+import os
+import sys
 from datetime import timedelta
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
@@ -80,3 +83,15 @@ async def _make_namespace(client: Client) -> bool:
         )
         return True
     return False
+
+
+def leave(status: int) -> NoReturn:
+    """End a process that used a client: flush what was written, and skip the interpreter's own teardown.
+
+    The SDK's native threads outlive the event loop, and now and then one of them still wants the interpreter while that
+    is torn down, which aborts the process after all its work is done (sdk-python issue 300).
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

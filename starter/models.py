@@ -51,7 +51,7 @@ class AccountPut(_Request):
 
     email: Email
     created_at: AwareDatetime
-    stripe_customer_id: Annotated[str, StringConstraints(pattern=r"^cus_\w{1,240}$")] | None = None
+    stripe_customer_id: Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9_]+$", max_length=255)] | None = None
     first_name: FirstName | None = None
     show_first_name: bool | None = None
 
@@ -75,7 +75,7 @@ class AccountStanding(BaseModel):
 class LinkRequest(_Request):
     """Which version of the Program Terms the member accepts by taking the link (rule 13)."""
 
-    terms_version: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")]
+    terms_version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
 
 
 class Link(BaseModel):
