@@ -24,7 +24,7 @@ _PYTHON_VARIABLE = "REFERRALS_DEV_PYTHON"
 _PROJECT_VARIABLE = "REFERRALS_DEV_PROJECT"
 _SOCKET_VARIABLE = "REFERRALS_DEV_SOCKET"
 
-PATIENCE_SECONDS = {"postgres": 20, "temporal": 10, "worker": 25, "starter": 10}
+PATIENCE_SECONDS = {"postgres": 20, "temporal": 10, "worker": 25, "starter": 15}
 """How long each may take to stop before it is killed."""
 
 # PostgreSQL takes SIGTERM as "once the last client has gone".

@@ -274,8 +274,10 @@ def test_postgres_takes_passwords_only_and_never_runs_as_root(folder: Path) -> N
         assert psutil.Process(server.pid).uids().effective == _server_user() != 0
         assert stat.S_IMODE(server.data.stat().st_mode) == 0o700
         assert "trust" not in [line.split()[-1] for line in _hba_lines(server)]
-        connections = [each for each in psutil.Process(server.pid).net_connections("all") if each.status == "LISTEN"]
-        assert [each.laddr for each in connections] == [(LOOPBACK, server.port)]
+        sockets = psutil.Process(server.pid).net_connections("all")
+        assert [each.laddr for each in sockets if each.status == "LISTEN"] == [(LOOPBACK, server.port)]
+        assert not [each for each in sockets if "PGSQL" in str(each.laddr)], "no socket of the file system"
+        assert [path.name for path in server.directory.iterdir()] == ["data"], "no password is left lying about"
         for url in (server.owner_url, server.app_url, server.superuser_url()):
             wrong = url.replace(url.split(":")[2].partition("@")[0], "wrong")
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
