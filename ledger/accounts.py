@@ -73,14 +73,32 @@ class Link:
 async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str, bool]:
     """Lock accounts, in the order of their ids, so that nobody else changes them or their minutes meanwhile.
 
+    An account that is not there yet has no row to lock, so its name is: whoever makes it meanwhile takes turns with
+    whoever found it missing.
+
     Returns:
         Of each account that exists, whether it has been erased.
     """
+    wanted = sorted(set(account_ids))
+    found = await _lock_rows(transaction, wanted)
+    missing = [account_id for account_id in wanted if account_id not in found]
+    if missing:
+        for account_id in missing:
+            await transaction.execute(
+                select(func.pg_advisory_xact_lock(func.hashtextextended(f"account {account_id}", 0)))
+            )
+        found |= await _lock_rows(transaction, missing)
+    return found
+
+
+async def _lock_rows(transaction: Transaction, account_ids: Sequence[str]) -> dict[str, bool]:
+    # Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
+    # and so nobody waits for one account while holding another out of order.
     rows = await transaction.execute(
         select(account.c.account_id, account.c.erased_at)
-        .where(account.c.account_id.in_(sorted(set(account_ids))))
+        .where(account.c.account_id.in_(account_ids))
         .order_by(account.c.account_id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     return {account_id: erased_at is not None for account_id, erased_at in rows}
 
@@ -123,6 +141,7 @@ async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) 
     email_hash = hashes.email(profile.email)
     if profile.customer_id is not None:
         await link_customer(transaction, profile.customer_id, profile.account_id, hashes)
+    await lock(transaction, [profile.account_id])
     statement = insert(account).values(
         account_id=profile.account_id,
         email_hash=email_hash,
