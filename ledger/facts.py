@@ -184,8 +184,9 @@ async def _period_paid(transaction: Transaction, fact: PeriodPaid) -> None:
 async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:
     known = (await transaction.execute(select(price).where(price.c.price_id == fact.price_id))).first()
     if known and fact.lookup_key in (None, known.lookup_key) and fact.product_id in (None, known.product_id):
+        if fact.lookup_key is not None and known.seen_at < fact.seen_at:
+            await _seen_again(transaction, fact)
         return
-    # Every sale of a plan reports its price, so the row is written, and locked, only where that tells something new.
     seen_at = fact.seen_at if fact.lookup_key is not None else None
     statement = insert(price).values(**{**asdict(fact), "seen_at": seen_at})
     new = statement.excluded
@@ -205,3 +206,18 @@ async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:
             },
         )
     )
+
+
+async def _seen_again(transaction: Transaction, fact: PriceSeen) -> None:
+    """A key known already was seen later than it was known to be: between it and another key the last one wins.
+
+    Every sale of a plan reports its price, so nobody waits here for a row that somebody else is just writing.
+    """
+    free = (
+        select(price.c.price_id)
+        .where(
+            price.c.price_id == fact.price_id, price.c.lookup_key == fact.lookup_key, price.c.seen_at < fact.seen_at
+        )
+        .with_for_update(skip_locked=True)
+    )
+    await transaction.execute(price.update().where(price.c.price_id.in_(free)).values(seen_at=fact.seen_at))
