@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import unicodedata
 
 _DOTS_AND_TAGS = frozenset({"gmail.com"})
 _TAGS = frozenset(
@@ -31,18 +32,29 @@ def normalise_email(email: str) -> str:
     Raises:
         ValueError: there is no ``@`` with something on both sides.
     """
-    local, separator, domain = email.strip().casefold().rpartition("@")
+    # A letter with an accent has two encodings; which one is sent is up to the device.
+    folded = unicodedata.normalize("NFD", email.strip()).casefold()
+    local, separator, domain = unicodedata.normalize("NFC", folded).rpartition("@")
+    domain = _ascii_domain(domain)
     if not (local and separator and domain):
         raise ValueError("no e-mail address")
-    domain = domain.rstrip(".")
-    if not domain.isascii():
-        domain = domain.encode("idna").decode("ascii")
     domain = _SAME_DOMAIN.get(domain, domain)
     if domain in _DOTS_AND_TAGS | _TAGS:
         local = local.partition("+")[0] or local
     if domain in _DOTS_AND_TAGS:
-        local = local.replace(".", "")
+        local = local.replace(".", "") or local
     return f"{local}@{domain}"
+
+
+def _ascii_domain(domain: str) -> str:
+    if not domain.isascii():
+        try:
+            domain = domain.encode("idna").decode("ascii")
+        except UnicodeError:
+            # The codec's own words may repeat the address (rule 24).
+            raise ValueError("no e-mail address") from None
+    # Only now: the codec reads other scripts' full stops too.
+    return domain.rstrip(".")
 
 
 class IdentityHash:
