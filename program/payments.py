@@ -81,7 +81,7 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
         plan = plan_paid_for(payment, plans)
         if plan is not None:
             return QualifyingPayment(payment, plan)
-        unknown.update(line.price.id for line in payment.lines)
+        unknown.update(line.price.id for line in payment.lines if plans.sold_by(line.price) is None)
     if unknown:
         raise UnknownPriceError(frozenset(unknown))
     return None
