@@ -1,11 +1,10 @@
 """The plans, which are data (rule 4), and the bonus that each brings (rule 3)."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 BONUS_SHARE = Fraction(25, 100)
 """What each side gets of the referee's plan minutes (rule 3)."""
@@ -75,8 +74,9 @@ class Plans:
         self._plans = tuple(plans)
         if not self._plans:
             raise PlansError("there is no plan")
-        if len({plan.id for plan in self._plans}) < len(self._plans):
-            raise PlansError("two plans have one id")
+        ids = [plan.id for plan in self._plans]
+        if twice := sorted({plan_id for plan_id in ids if ids.count(plan_id) > 1}):
+            raise PlansError(f"id: {', '.join(map(repr, twice))} stands for more than one plan")
         self._by_price = self._index("prices")
         self._by_lookup_key = self._index("lookup_keys")
         self._by_product = self._index("products")
@@ -90,7 +90,7 @@ class Plans:
                 index[key] = plan
         return index
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Plan]:
         """The plans, in the order of the file."""
         return iter(self._plans)
 
@@ -132,6 +132,8 @@ def _plan(number: int, entry: object) -> Plan:
     for key in _NUMBERS:
         if type(entry.get(key)) is not int or entry[key] < 1:
             raise PlansError(f"{where}: {key} must be a whole number of at least 1")
+    if bonus_minutes(entry["minutes"]) < 1:
+        raise PlansError(f"{where}: {entry['minutes']} minutes bring a bonus of none")
     for key in _LISTS:
         values = entry.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
