@@ -16,6 +16,9 @@ from program.referral import ATTRIBUTION_WINDOW
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+LONGEST_DURATION = timedelta(days=3650)
+"""A longer setting is a slip of the hand."""
+
 
 class SettingsError(Exception):
     """The environment does not hold what the program needs; the message names each setting and what is wrong."""
@@ -25,7 +28,17 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _long_enough(secrets: list[SecretStr]) -> list[SecretStr]:
+def _strip(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < 16:
+        raise ValueError("must have at least 16 characters")
+    return secret
+
+
+def _each_long_enough(secrets: list[SecretStr]) -> list[SecretStr]:
     if any(len(secret.get_secret_value()) < 16 for secret in secrets):
         raise ValueError("each must have at least 16 characters")
     return secrets
@@ -37,12 +50,16 @@ def _duration(value: Any) -> Any:
     if match is None:
         return value
     unit = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}[match[2]]
-    return timedelta(**{unit: int(match[1])})
+    try:
+        return timedelta(**{unit: int(match[1])})
+    except OverflowError:
+        return timedelta.max
 
 
-def _positive(value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise ValueError("must be longer than nothing")
+def _sensible(value: timedelta) -> timedelta:
+    # A window that runs past the calendar's end would fail at every click instead of here.
+    if not timedelta(0) < value <= LONGEST_DURATION:
+        raise ValueError(f"must be longer than nothing, and {LONGEST_DURATION.days} days at most")
     return value
 
 
@@ -56,8 +73,9 @@ def _database_url(value: Any) -> Any:
 
 
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-OwnSecrets = Annotated[Secrets, AfterValidator(_long_enough)]
-Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
+OwnSecrets = Annotated[Secrets, AfterValidator(_each_long_enough)]
+OwnSecret = Annotated[SecretStr, BeforeValidator(_strip), AfterValidator(_long_enough)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_sensible)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 
 
@@ -136,7 +154,7 @@ class StarterSettings(LedgerSettings):
     signup_url: HttpUrl
     cookie_domain: str | None = None
     token_secrets: OwnSecrets
-    identity_hash_key: Annotated[SecretStr, Field(min_length=16)]
+    identity_hash_key: OwnSecret
     attribution_window: Duration = ATTRIBUTION_WINDOW
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
