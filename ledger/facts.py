@@ -150,34 +150,54 @@ async def _apply(transaction: Transaction, fact: Fact, hashes: IdentityHash) -> 
         case CustomerLinked():
             await accounts.link_customer(transaction, fact.customer_id, fact.account_id, hashes)
         case InvoicePaymentSeen():
-            await transaction.execute(insert(invoice_payment).values(**asdict(fact)).on_conflict_do_nothing())
+            await _invoice_payment_seen(transaction, fact)
         case _:
             assert_never(fact)
 
 
 async def _period_paid(transaction: Transaction, fact: PeriodPaid) -> None:
+    statement = insert(paid_period).values(
+        invoice_id=fact.invoice_id,
+        customer_id=fact.customer_id,
+        subscription_id=fact.subscription_id,
+        paid_at=fact.paid_at,
+        amount_paid=fact.amount_paid,
+        total=fact.total,
+        lines=[
+            {
+                "price": line.price_id,
+                "product": line.product_id,
+                "start": line.start.isoformat(),
+                "end": line.end.isoformat(),
+                "proration": line.proration,
+                "amount": line.amount,
+            }
+            for line in fact.lines
+        ],
+    )
+    # One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
+    # Whatever the order, the earliest time and the greatest of the rest stay.
+    merged = {"paid_at": func.least(paid_period.c.paid_at, statement.excluded.paid_at)} | {
+        name: func.greatest(paid_period.c[name], statement.excluded[name]) for name in ("amount_paid", "total", "lines")
+    }
     await transaction.execute(
-        insert(paid_period)
-        .values(
-            invoice_id=fact.invoice_id,
-            customer_id=fact.customer_id,
-            subscription_id=fact.subscription_id,
-            paid_at=fact.paid_at,
-            amount_paid=fact.amount_paid,
-            total=fact.total,
-            lines=[
-                {
-                    "price": line.price_id,
-                    "product": line.product_id,
-                    "start": line.start.isoformat(),
-                    "end": line.end.isoformat(),
-                    "proration": line.proration,
-                    "amount": line.amount,
-                }
-                for line in fact.lines
-            ],
+        statement.on_conflict_do_update(
+            index_elements=[paid_period.c.invoice_id],
+            set_=merged,
+            where=tuple_(*(paid_period.c[name] for name in merged)).is_distinct_from(tuple_(*merged.values())),
         )
-        .on_conflict_do_nothing()
+    )
+
+
+async def _invoice_payment_seen(transaction: Transaction, fact: InvoicePaymentSeen) -> None:
+    statement = insert(invoice_payment).values(**asdict(fact))
+    merged = {
+        "payment_intent_id": func.greatest(invoice_payment.c.payment_intent_id, statement.excluded.payment_intent_id),
+        "amount_paid": func.greatest(invoice_payment.c.amount_paid, statement.excluded.amount_paid),
+        "paid_at": func.least(invoice_payment.c.paid_at, statement.excluded.paid_at),
+    }
+    await transaction.execute(
+        statement.on_conflict_do_update(index_elements=[invoice_payment.c.invoice_payment_id], set_=merged)
     )
 
 
@@ -215,9 +235,7 @@ async def _seen_again(transaction: Transaction, fact: PriceSeen) -> None:
     """
     free = (
         select(price.c.price_id)
-        .where(
-            price.c.price_id == fact.price_id, price.c.lookup_key == fact.lookup_key, price.c.seen_at < fact.seen_at
-        )
+        .where(price.c.price_id == fact.price_id, price.c.lookup_key == fact.lookup_key, price.c.seen_at < fact.seen_at)
         .with_for_update(skip_locked=True)
     )
     await transaction.execute(price.update().where(price.c.price_id.in_(free)).values(seen_at=fact.seen_at))
