@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from billing.facts import (
     CustomerLinked,
@@ -29,12 +29,22 @@ class MalformedEventError(Exception):
 
 def _id(value: Any) -> Any:
     """The id of an object that may stand expanded."""
-    return value.get("id") if isinstance(value, dict) else value
+    return value.get("id", value) if isinstance(value, dict) else value
 
 
-Id = Annotated[str, BeforeValidator(_id), Field(min_length=1)]
-OptionalId = Annotated[str | None, BeforeValidator(_id)]
-Seconds = Annotated[int, Field(strict=True, ge=0, lt=253_402_300_800)]
+def _storable(value: str) -> str:
+    """A text that PostgreSQL can store: it has no NUL character."""
+    if "\0" in value:
+        raise ValueError("text has a NUL character")
+    return value
+
+
+# The bounds are those of what is stored: no event that is accepted here is refused by the database for ever after.
+Text = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_storable)]
+Id = Annotated[Text, BeforeValidator(_id)]
+OptionalId = Annotated[Text | None, BeforeValidator(_id)]
+Cents = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Seconds = Annotated[int, Field(strict=True, ge=0, lt=32_503_680_000)]
 
 
 def _time(seconds: int) -> datetime:
@@ -42,8 +52,8 @@ def _time(seconds: int) -> datetime:
 
 
 class _Price(BaseModel):
-    id: Annotated[str, Field(min_length=1)]
-    lookup_key: str | None = None
+    id: Text
+    lookup_key: Text | None = None
     product: OptionalId = None
 
 
@@ -58,7 +68,7 @@ class _Items(BaseModel):
 
 
 class _Subscription(BaseModel):
-    id: Annotated[str, Field(min_length=1)]
+    id: Text
     customer: Id
     status: str
     ended_at: Seconds | None = None
@@ -89,7 +99,7 @@ class _LineParent(BaseModel):
 
 
 class _Line(BaseModel):
-    amount: int
+    amount: Cents
     period: _Period
     pricing: _Pricing | None = None
     parent: _LineParent | None = None
@@ -119,10 +129,10 @@ class _StatusTransitions(BaseModel):
 
 
 class _Invoice(BaseModel):
-    id: Annotated[str, Field(min_length=1)]
+    id: Text
     customer: OptionalId = None
-    amount_paid: Annotated[int, Field(ge=0)]
-    total: int | None = None
+    amount_paid: Annotated[Cents, Field(ge=0)]
+    total: Cents | None = None
     parent: _InvoiceParent | None = None
     status_transitions: _StatusTransitions = _StatusTransitions()
     lines: _Lines
@@ -133,16 +143,16 @@ class _Payment(BaseModel):
 
 
 class _InvoicePayment(BaseModel):
-    id: Annotated[str, Field(min_length=1)]
+    id: Text
     invoice: Id
-    amount_paid: int | None = None
+    amount_paid: Cents | None = None
     payment: _Payment = _Payment()
     status_transitions: _StatusTransitions = _StatusTransitions()
 
 
 class _CheckoutSession(BaseModel):
     customer: OptionalId = None
-    client_reference_id: str | None = None
+    client_reference_id: Text | None = None
 
 
 class _EventData(BaseModel):
@@ -150,8 +160,8 @@ class _EventData(BaseModel):
 
 
 class _Event(BaseModel):
-    id: Annotated[str, Field(min_length=1, max_length=255)]
-    type: Annotated[str, Field(min_length=1, max_length=255)]
+    id: Text
+    type: Text
     created: Seconds
     data: _EventData
 
