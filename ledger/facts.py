@@ -57,7 +57,8 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         .values(event_id=event.event_id, type=event.type, created_at=event.created_at, received_at=ledger_now())
         .on_conflict_do_nothing()
     )
-    if not received.rowcount:
+    again = not received.rowcount
+    if again:
         signalled = await transaction.execute(
             select(stripe_event.c.signalled_at).where(stripe_event.c.event_id == event.event_id)
         )
@@ -69,17 +70,24 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         await accounts.lock_customer(transaction, customer_id)
     for fact in sorted(event.facts, key=repr):
         await _apply(transaction, fact, hashes)
-    return await news_of(transaction, customers, plans)
+    return await news_of(transaction, customers, plans, again=again)
 
 
-async def news_of(transaction: Transaction, customers: Iterable[str], plans: Plans) -> News:
-    """Move what rule 9 moves for the accounts of these customers, which are locked, and say which runs must hear."""
+async def news_of(transaction: Transaction, customers: Iterable[str], plans: Plans, *, again: bool = False) -> News:
+    """Move what rule 9 moves for the accounts of these customers, which are locked, and say which runs must hear.
+
+    Args:
+        transaction: the one in which the facts were stored.
+        customers: whom they are about.
+        plans: the plans on sale.
+        again: the facts were stored before, and nobody knows who was told: every open grant is named, moved or not.
+    """
     owners = await transaction.execute(
         select(customer.c.account_id)
         .where(customer.c.customer_id.in_(sorted(set(customers))), customer.c.account_id.is_not(None))
         .distinct()
     )
-    return await _news(transaction, [owner for owner in owners.scalars().all() if owner is not None], plans)
+    return await _news(transaction, [owner for owner in owners.scalars().all() if owner is not None], plans, again)
 
 
 async def news_of_account(transaction: Transaction, account_id: str, plans: Plans) -> News:
@@ -87,12 +95,12 @@ async def news_of_account(transaction: Transaction, account_id: str, plans: Plan
     return await _news(transaction, [account_id], plans)
 
 
-async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Plans) -> News:
+async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Plans, again: bool = False) -> News:
     concerned = await accounts.lock(transaction, account_ids)
     payments: list[OpenReferral] = []
     moved: list[MovedGrant] = []
     for account_id in sorted(concerned):
-        moved += await referrals.move_expiries(transaction, account_id, plans)
+        moved += await referrals.move_expiries(transaction, account_id, plans, again=again)
         waiting = await referrals.awaiting_payment(transaction, account_id)
         if waiting and await _has_paid(transaction, account_id):
             payments += waiting

@@ -426,8 +426,14 @@ async def _move_expiry(transaction: Transaction, lot: Row[Any], plans: Plans) ->
     return expires_at
 
 
-async def move_expiries(transaction: Transaction, account_id: str, plans: Plans) -> list[MovedGrant]:
-    """Apply rule 9 to the open grants of an account, which is locked, after facts of its periods came in."""
+async def move_expiries(
+    transaction: Transaction, account_id: str, plans: Plans, *, again: bool = False
+) -> list[MovedGrant]:
+    """Apply rule 9 to the open grants of an account, which is locked, after facts of its periods came in.
+
+    Returns:
+        The grants that moved; with `again`, the others as well, for they may have moved before without a word.
+    """
     known = await periods.of_account(transaction, account_id, plans)
     lots = await transaction.execute(
         select(grant)
@@ -446,6 +452,7 @@ async def move_expiries(transaction: Transaction, account_id: str, plans: Plans)
             await transaction.execute(
                 grant.update().where(grant.c.grant_id == lot.grant_id).values(expires_at=expires_at)
             )
+        if again or expires_at != lot.expires_at:
             moved.append(MovedGrant(lot.referral_id, Role(lot.role), expires_at))
     return moved
 
