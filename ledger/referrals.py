@@ -371,7 +371,8 @@ async def _grants(transaction: Transaction, referral_id: str) -> Sequence[Row[An
 async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> ExpiryResult:
     """Expire what is unused of each grant that is due, and settle the referral once both are over (rules 7 and 9).
 
-    Whether a grant is due is decided by the ledger's clock, after every known period had its say.
+    Whether a grant is due is decided by the ledger's clock. One that is past its end is expired, however late its sweep
+    comes and whatever became known meanwhile: otherwise minutes that were shown as gone would come back.
 
     Raises:
         UnknownReferralError: nothing is reserved under that id.
@@ -385,8 +386,8 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
         if lot.expired_at is not None or lot.voided_at is not None:
             expired_minutes[role] = await _expired_minutes(transaction, lot.grant_id)
             continue
-        expires_at = await _move_expiry(transaction, lot, plans)
-        if not expired(expires_at, at):
+        if not expired(lot.expires_at, at):
+            expires_at = await _move_expiry(transaction, lot, plans)
             still_open[role] = (expires_at, expires_at - at)
             continue
         await transaction.execute(
