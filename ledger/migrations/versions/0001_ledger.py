@@ -245,13 +245,14 @@ BEGIN
 END $$;
 CREATE TRIGGER grant_lot_guard BEFORE UPDATE ON grant_lot FOR EACH ROW EXECUTE FUNCTION guard_lot();
 
--- Rule 6: at the end of a transaction a referral has both grants, equal and of one moment, or none.
+-- Rule 6: at the end of a transaction a referral has both grants, equal, of one moment and its own accounts', or none.
 CREATE FUNCTION check_both_sides() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE lots record;
 BEGIN
-    SELECT count(*) AS number, count(DISTINCT (minutes, credited_at)) AS shapes, count(DISTINCT account_id) AS accounts
-        INTO lots FROM grant_lot WHERE referral_id = NEW.referral_id;
-    IF lots.number <> 2 OR lots.shapes <> 1 OR lots.accounts <> 2 THEN
+    SELECT count(*) AS number, count(DISTINCT (minutes, credited_at)) AS shapes, count(DISTINCT account_id) AS accounts,
+            bool_and(account_id = CASE role WHEN 'referrer' THEN referrer_id ELSE referee_id END) AS own
+        INTO lots FROM grant_lot JOIN referral USING (referral_id) WHERE referral_id = NEW.referral_id;
+    IF lots.number <> 2 OR lots.shapes <> 1 OR lots.accounts <> 2 OR NOT lots.own THEN
         RAISE EXCEPTION 'referral % must credit both sides, equally and at once (rule 6)', NEW.referral_id
             USING ERRCODE = 'check_violation';
     END IF;
