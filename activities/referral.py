@@ -6,6 +6,7 @@ from temporalio import activity
 from ledger import referrals
 from ledger.database import Database
 from program.plans import Plans
+from program.referral import Stage
 from workflows.activities import ReferralActivities
 from workflows.messages import Attribution, Credit, Expiry, OpenBonus, workflow_id
 
@@ -26,7 +27,9 @@ class LedgerActivities(ReferralActivities):
         async with self._database.transaction() as transaction:
             result = await referrals.attribute(transaction, referral_id)
         _log("signup looked at", referral_id, stage=result.stage, payment_known=result.payment_known)
-        return Attribution(result.stage, result.reason, result.signed_up_at, result.payment_known)
+        # A run that begins anew (a reset, an id taken again) finds the ledger ahead of it, and catches up step by step.
+        stage = Stage.SIGNED_UP if result.stage.attributed else result.stage
+        return Attribution(stage, result.reason, result.signed_up_at, result.payment_known)
 
     @activity.defn
     async def credit_both(self, referral_id: str) -> Credit:

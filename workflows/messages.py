@@ -31,6 +31,9 @@ SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
 )
 """All search attributes that a namespace needs before the first referral."""
 
+UNKNOWN_PRICE = "unknown-price"
+"""The review reason of a referral whose payment is for a price that no plan is known for."""
+
 
 def workflow_id(referral_id: str) -> str:
     """The id of the run that is a referral's life."""

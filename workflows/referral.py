@@ -27,6 +27,7 @@ class ReferralWorkflow:
         """Begin with a click, or go on with the state of the run before."""
         self._start = start
         self._state = start.state or ReferralState()
+        self._not_due_before = start.clicked_at
 
     @workflow.run
     async def run(self, _: ReferralStart) -> ReferralState:
@@ -63,7 +64,8 @@ class ReferralWorkflow:
 
     async def _signup_comes(self) -> bool:
         """Wait for the signup; without one the referral lapses (rule 15)."""
-        await self._until(self._signed_up, self._start.lapses_at, "no signup by now: the referral lapses")
+        while not self._signed_up() and workflow.now() < self._start.lapses_at:
+            await self._until(self._signed_up, self._start.lapses_at, "no signup by now: the referral lapses")
         return self._signed_up()
 
     async def _signup_counts(self) -> bool:
@@ -87,42 +89,52 @@ class ReferralWorkflow:
             self._take_credit(
                 await self._perform(ReferralActivities.credit_both, "credit both sides, once and together (rules 3-8)")
             )
-        return self._state.stage is Stage.CREDITED
+        return bool(self._state.bonuses)
 
     def _take_credit(self, credit: messages.Credit) -> None:
         state = self._state
         if (credit.stage, credit.needs_attention) == (state.stage, state.needs_attention):
             return
+        changes: list[Any] = []
+        if credit.needs_attention:
+            changes.append(messages.REVIEW_REASONS.value_set([messages.UNKNOWN_PRICE]))
+        elif state.needs_attention:
+            changes.append(messages.REVIEW_REASONS.value_unset())
         state.stage, state.reason, state.needs_attention = credit.stage, credit.reason, credit.needs_attention
-        reviews = messages.REVIEW_REASONS.value_set([credit.needs_attention] if credit.needs_attention else [])
-        if credit.plan is None or credit.credited_at is None:
-            self._show(reviews)
-            return
-        state.plan, state.credited_at = credit.plan, credit.credited_at
         for role, expires_at in credit.expires_at.items():
             state.bonuses[role] = Bonus(credit.minutes, expires_at)
-        self._show(messages.PLAN.value_set(credit.plan), self._next_expiry(), reviews)
+        if state.bonuses:
+            state.plan, state.credited_at = credit.plan, credit.credited_at
+            changes += [messages.PLAN.value_set(str(credit.plan)), self._next_expiry()]
+        self._show(*changes)
 
     async def _both_bonuses_expire(self) -> None:
         """Sleep until the next bonus is due, expire it, and so on until both are over (rules 7 and 9)."""
-        while self._state.stage is Stage.CREDITED:
+        while self._open_bonuses():
             await self._sleep_until_due()
             self._take_expiry(await self._perform(ReferralActivities.expire_bonuses, "expire what is due (rule 7)"))
 
     async def _sleep_until_due(self) -> None:
-        while (due := min(self._open_bonuses().values())) > workflow.now():
-            moved = lambda due=due: min(self._open_bonuses().values()) != due  # noqa: E731
-            sides = " and ".join(role for role, at in self._open_bonuses().items() if at == due)
-            await self._until(moved, due, f"the bonus of the {sides} expires")
+        while (due := max(min(self._open_bonuses().values()), self._not_due_before)) > workflow.now():
+            await self._sleep_until_moved(self._open_bonuses(), due)
+
+    async def _sleep_until_moved(self, known: dict[Role, datetime], due: datetime) -> None:
+        sides = " and ".join(role for role, expires_at in known.items() if expires_at <= due)
+        await self._until(lambda: self._open_bonuses() != known, due, f"the bonus of the {sides} expires")
+        if self._open_bonuses() != known:
+            self._show(self._next_expiry())
 
     def _take_expiry(self, expiry: messages.Expiry) -> None:
         for role, minutes in expiry.expired_minutes.items():
             self._state.bonuses[role].expired_minutes = minutes
         for role, open_bonus in expiry.open.items():
-            # The database's clock decides, and it may be behind this one: sleep on, never less than a second.
-            wake = workflow.now() + max(open_bonus.due_in, policies.SHORTEST_SLEEP)
-            self._state.bonuses[role].expires_at = max(open_bonus.expires_at, wake)
+            bonus = self._state.bonuses[role]
+            bonus.expires_at = max(bonus.expires_at, open_bonus.expires_at)
         self._state.stage = expiry.stage
+        if expiry.open:
+            # The database's clock decides, and it may be behind this one: sleep on, never less than a second.
+            due_in = min(open_bonus.due_in for open_bonus in expiry.open.values())
+            self._not_due_before = workflow.now() + max(due_in, policies.SHORTEST_SLEEP)
         self._show(*([self._next_expiry()] if expiry.open else []))
 
     def _lapse(self) -> None:
@@ -152,14 +164,13 @@ class ReferralWorkflow:
         timeout = None if at is None else at - workflow.now()
         if condition() or (timeout is not None and timeout <= timedelta(0)):
             return
-        suggested = workflow.info().is_continue_as_new_suggested
         try:
             await workflow.wait_condition(
-                lambda: condition() or suggested(), timeout=timeout, timeout_summary=why if timeout else None
+                lambda: condition() or _history_is_long(), timeout=timeout, timeout_summary=why if timeout else None
             )
         except TimeoutError:
             return
-        if suggested() and workflow.all_handlers_finished():
+        if _history_is_long():
             workflow.continue_as_new(replace(self._start, state=self._state))
 
     async def _perform(self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str) -> Answer:
@@ -173,3 +184,8 @@ class ReferralWorkflow:
             if is_cancelled_exception(error):
                 raise
             return await workflow.execute_activity_method(step, referral_id, summary=summary, **policies.VISIBLE_STEP)
+
+
+def _history_is_long() -> bool:
+    """Whether the server suggests to go on in a new run, and every handler has recorded what it had to."""
+    return workflow.info().is_continue_as_new_suggested() and workflow.all_handlers_finished()
