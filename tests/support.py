@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from sqlalchemy import text
 from temporalio import activity
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import WorkflowHandle
@@ -23,10 +24,10 @@ from temporalio.worker import (
 
 from billing.events import reduce_event
 from ledger import accounts, facts, queries, referrals
-from ledger.accounts import Profile
-from ledger.database import Database
+from ledger.accounts import Link, Profile
+from ledger.database import Database, Transaction
 from ledger.facts import News
-from ledger.referrals import ClickedLink, Reservation
+from ledger.referrals import AttributionResult, ClickedLink, CreditResult, ExpiryResult, Reservation
 from program.identity import IdentityHash
 from program.plans import Plans
 from program.referral import AttributionWindow, Stage
@@ -312,6 +313,150 @@ class World:
             result = await self.handle(referral_id).result()
         assert isinstance(result, ReferralState)
         return result
+
+
+class Books:
+    """The ledger alone, without any run: what is reported and decided, each in a transaction of its own."""
+
+    def __init__(self, database: Database, plans: Plans, clock: Clock) -> None:
+        self.database = database
+        self.plans = plans
+        self.clock = clock
+
+    async def someone(self, name: str = "friend", *, age: timedelta = timedelta(0)) -> Member:
+        """A person whose account is `age` old, and of whom nothing was reported yet."""
+        number = next(_numbers)
+        created_at = await self.clock.now() - age
+        account_id = f"{name}-{number}"
+        return Member(account_id, f"{account_id}@example.com", f"cus_{account_id}", f"sub_{account_id}", created_at)
+
+    async def put(self, member: Member, *, linked: bool = False) -> News:
+        """Report an account as the backend does, `linked` to its Stripe customer or not."""
+        async with self.database.transaction() as transaction:
+            return await self.put_in(transaction, member, linked=linked)
+
+    async def put_in(self, transaction: Transaction, member: Member, *, linked: bool = False) -> News:
+        """The same, as a part of a transaction."""
+        customer = member.customer_id if linked else None
+        await accounts.put(transaction, Profile(member.account_id, member.email, member.created_at, customer), HASHES)
+        return await facts.news_of_account(transaction, member.account_id, self.plans)
+
+    async def subscriber(
+        self, name: str = "referrer", *, plan: str = "pro", started: timedelta = MONTH / 2, length: timedelta = MONTH
+    ) -> Member:
+        """An account in a paid period that began `started` ago and is `length` long."""
+        member = await self.someone(name, age=timedelta(days=400))
+        await self.put(member, linked=True)
+        await self.pay(member, plan=plan, start=await self.clock.now() - started, length=length)
+        return member
+
+    async def pay(
+        self, member: Member, *, plan: str = "pro", start: datetime | None = None, length: timedelta = MONTH
+    ) -> list[Event]:
+        """Report a subscription to a plan and the payment for its period, which begins now unless told."""
+        start = start or await self.clock.now()
+        events = [
+            subscription(member.customer_id, member.subscription_id, start, start + length, plan=plan),
+            invoice_paid(member.customer_id, member.subscription_id, start, start + length, plan=plan),
+        ]
+        await self.report(*events)
+        return events
+
+    async def apply(self, event: Event) -> News:
+        """Store an event's facts; the runs concerned are not told yet."""
+        async with self.database.transaction() as transaction:
+            return await facts.apply_event(transaction, reduce_event(event), self.plans, HASHES)
+
+    async def report(self, *events: Event) -> list[News]:
+        """Let events of Stripe's come in, and all concerned be told."""
+        news: list[News] = []
+        for event in events:
+            news.append(await self.apply(event))
+            async with self.database.transaction() as transaction:
+                await facts.mark_signalled(transaction, event["id"])
+        return news
+
+    async def link(self, member: Member, terms_version: str = "2026-01") -> Link:
+        """Give a member its link."""
+        async with self.database.transaction() as transaction:
+            return await accounts.give_link(transaction, member.account_id, terms_version, self.plans)
+
+    async def click(
+        self, referrer: Member, *, at: datetime | None = None, window: timedelta = timedelta(days=90)
+    ) -> ClickedLink:
+        """Follow a referrer's link, now unless told."""
+        link = await self.link(referrer)
+        clicked_at = at or await self.clock.now()
+        return ClickedLink(referrals.new_id(), link.code, "link", AttributionWindow(clicked_at, window))
+
+    async def reserve(self, click: ClickedLink, referrer: Member, friend: Member) -> Reservation:
+        """Report a signup as the backend does."""
+        async with self.database.transaction() as transaction:
+            return await self.reserve_in(transaction, click, referrer, friend)
+
+    async def reserve_in(
+        self, transaction: Transaction, click: ClickedLink, referrer: Member, friend: Member
+    ) -> Reservation:
+        """The same, as a part of a transaction."""
+        await accounts.put(transaction, Profile(friend.account_id, friend.email, friend.created_at), HASHES)
+        return await referrals.reserve(transaction, click, referrer.account_id, friend.account_id)
+
+    async def attribute(self, referral_id: str) -> AttributionResult:
+        """Look at a signup."""
+        async with self.database.transaction() as transaction:
+            return await referrals.attribute(transaction, referral_id)
+
+    async def credit(self, referral_id: str) -> CreditResult:
+        """Look at a payment."""
+        async with self.database.transaction() as transaction:
+            return await referrals.credit_both(transaction, referral_id, self.plans)
+
+    async def expire(self, referral_id: str) -> ExpiryResult:
+        """Look at both expiries."""
+        async with self.database.transaction() as transaction:
+            return await referrals.expire(transaction, referral_id, self.plans)
+
+    async def sign_up(self, referrer: Member, friend: Member, *, clicked: timedelta = timedelta(minutes=1)) -> str:
+        """Reserve and attribute a signup by a click that long ago; gives the referral's id."""
+        click = await self.click(referrer, at=await self.clock.now() - clicked)
+        reservation = await self.reserve(click, referrer, friend)
+        await self.attribute(reservation.referral_id)
+        return reservation.referral_id
+
+    async def credited(self, referrer: Member, friend: Member, *, plan: str = "pro", length: timedelta = MONTH) -> str:
+        """A whole referral up to the credit; gives its id."""
+        referral_id = await self.sign_up(referrer, friend)
+        await self.put(friend, linked=True)
+        await self.pay(friend, plan=plan, length=length)
+        await self.credit(referral_id)
+        return referral_id
+
+    async def referral(self, referral_id: str) -> queries.Referral:
+        """A referral as it is shown."""
+        async with self.database.transaction() as transaction:
+            referral = await queries.one_referral(transaction, referral_id)
+        assert referral is not None, "no signup is known for that referral"
+        return referral
+
+    async def story(self, referral_id: str) -> list[queries.Step]:
+        """The stages that a referral came through."""
+        async with self.database.transaction() as transaction:
+            return await queries.story(transaction, referral_id)
+
+    async def lots(self, member: Member) -> list[queries.Lot]:
+        """The grants of an account, the newest first."""
+        async with self.database.transaction() as transaction:
+            return (await queries.lots(transaction, member.account_id)).lots
+
+    async def summary(self, member: Member) -> queries.Summary:
+        """The numbers of a member's dashboard."""
+        async with self.database.transaction() as transaction:
+            return await queries.summary(transaction, member.account_id)
+
+    async def rows(self, statement: str, **parameters: object) -> list[tuple[Any, ...]]:
+        """What a query of the test's own finds."""
+        async with self.database.transaction() as transaction:
+            return [tuple(row) for row in await transaction.execute(text(statement), parameters)]
 
 
 def _start(click: ClickedLink, referrer: str) -> ReferralStart:
