@@ -249,9 +249,10 @@ CREATE TRIGGER grant_lot_guard BEFORE UPDATE ON grant_lot FOR EACH ROW EXECUTE F
 CREATE FUNCTION check_both_sides() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE lots record;
 BEGIN
-    SELECT count(*) AS number, count(DISTINCT (minutes, credited_at)) AS shapes, count(DISTINCT account_id) AS accounts,
-            bool_and(account_id = CASE role WHEN 'referrer' THEN referrer_id ELSE referee_id END) AS own
-        INTO lots FROM grant_lot JOIN referral USING (referral_id) WHERE referral_id = NEW.referral_id;
+    SELECT count(*) AS number, count(DISTINCT (lot.minutes, lot.credited_at)) AS shapes,
+            count(DISTINCT lot.account_id) AS accounts,
+            bool_and(lot.account_id = CASE lot.role WHEN 'referrer' THEN ref.referrer_id ELSE ref.referee_id END) AS own
+        INTO lots FROM grant_lot lot JOIN referral ref USING (referral_id) WHERE lot.referral_id = NEW.referral_id;
     IF lots.number <> 2 OR lots.shapes <> 1 OR lots.accounts <> 2 OR NOT lots.own THEN
         RAISE EXCEPTION 'referral % must credit both sides, equally and at once (rule 6)', NEW.referral_id
             USING ERRCODE = 'check_violation';
