@@ -19,6 +19,9 @@ from program.payments import UnknownPriceError, first_qualifying_payment
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
 
+_WITHIN_A_SECOND = timedelta(seconds=1) - timedelta.resolution
+"""Stripe tells whole seconds: a payment may have been made so much later, and right after a click it was."""
+
 
 class UnknownReferralError(Exception):
     """No signup is known for that referral id."""
@@ -222,7 +225,9 @@ async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
         already_referred=bool(elsewhere.scalar_one()),
         known_email=await accounts.known_before(transaction, "email", referee),
         known_customer=await accounts.known_before(transaction, "customer", referee),
-        first_paid_at=min((payment.paid_at for payment in payments if payment.amount_paid > 0), default=None),
+        first_paid_at=min(
+            (payment.paid_at + _WITHIN_A_SECOND for payment in payments if payment.amount_paid > 0), default=None
+        ),
     )
 
 
