@@ -23,6 +23,7 @@ from ledger.database import Database
 from ledger.migrate import migrate
 from program.plans import Plans, load_plans
 from runtime.settings import PROJECT
+from tests.http_support import Starter, serve
 from tests.stripe_events import unique
 from tests.support import Clock, DatabaseUrls, World
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -83,6 +84,13 @@ def database_urls(postgres: EmbeddedPostgres, template: str) -> DatabaseUrls:
         connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner}").format(**names))
         connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {name} TO {app}").format(**names))
     return DatabaseUrls(owner=_url(postgres, OWNER, name), app=_url(postgres, APP, name))
+
+
+@pytest.fixture
+def owner(database_urls: DatabaseUrls) -> Iterator[psycopg.Connection]:
+    """The owner of the test's database, who can change what the application may do."""
+    with psycopg.connect(database_urls.owner.replace("+psycopg", ""), autocommit=True) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -179,3 +187,17 @@ async def live_world(live_idle_world: World) -> AsyncIterator[World]:
     """The program on the real Temporal server, in real time, with a worker running."""
     async with live_idle_world.worker():
         yield live_idle_world
+
+
+@pytest.fixture
+async def starter(live_idle_world: World, database_urls: DatabaseUrls) -> AsyncIterator[Starter]:
+    """The starter's app on the real Temporal server and the test's database; no worker runs."""
+    async with serve(live_idle_world, database_urls) as starter:
+        yield starter
+
+
+@pytest.fixture
+async def whole_program(starter: Starter) -> AsyncIterator[Starter]:
+    """The starter's app on the real servers, with a worker running."""
+    async with starter.world.worker():
+        yield starter

@@ -28,6 +28,7 @@ from ledger.accounts import Link, Profile
 from ledger.database import Database, Transaction
 from ledger.facts import News
 from ledger.referrals import AttributionResult, ClickedLink, CreditResult, ExpiryResult, Reservation
+from program.cycles import Period
 from program.identity import IdentityHash
 from program.plans import Plans
 from program.referral import AttributionWindow, Stage
@@ -242,7 +243,7 @@ class World:
             link = await accounts.give_link(transaction, referrer.account_id, "2026-01", self.plans)
         click = ClickedLink(referrals.new_id(), link.code, "link", AttributionWindow(now, window))
         if start:
-            await self.runs.clicked(_start(click, referrer.account_id), now)
+            await self.runs.clicked(run_start(click, referrer), now)
         return click
 
     async def sign_up(self, click: ClickedLink, referrer: Member, friend: Member) -> Reservation:
@@ -267,6 +268,14 @@ class World:
         ]
         await self.report(*events)
         return events
+
+    async def cycle(self, member: Member) -> Period:
+        """The paid period that an account is in."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+        assert cycle is not None, "the account is in no paid period"
+        return cycle
 
     async def referral(self, referral_id: str) -> queries.Referral:
         """A referral as the ledger has it."""
@@ -431,6 +440,14 @@ class Books:
         await self.credit(referral_id)
         return referral_id
 
+    async def cycle(self, member: Member) -> Period:
+        """The paid period that an account is in."""
+        await self.clock.now()
+        async with self.database.transaction() as transaction:
+            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+        assert cycle is not None, "the account is in no paid period"
+        return cycle
+
     async def referral(self, referral_id: str) -> queries.Referral:
         """A referral as it is shown."""
         async with self.database.transaction() as transaction:
@@ -459,8 +476,9 @@ class Books:
             return [tuple(row) for row in await transaction.execute(text(statement), parameters)]
 
 
-def _start(click: ClickedLink, referrer: str) -> ReferralStart:
-    return ReferralStart(click.referral_id, referrer, click.window.clicked_at, click.window.lapses_at)
+def run_start(click: ClickedLink, referrer: Member) -> ReferralStart:
+    """What the run of a click begins with."""
+    return ReferralStart(click.referral_id, referrer.account_id, click.window.clicked_at, click.window.lapses_at)
 
 
 Seen = TypeVar("Seen")
