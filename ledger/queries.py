@@ -57,6 +57,14 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Usable:
+    """The bonus minutes that can be used, and when the next of them expire (UTC)."""
+
+    minutes: int
+    next_expiry: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Lot:
     """One grant, as its owner sees it: minutes credited, left and expired, and its state now (rule 7)."""
 
@@ -173,7 +181,20 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
         .where(referral_link.c.account_id == account_id)
     )
     moment = await database.now(transaction)
-    usable = (
+    now_usable = await usable(transaction, account_id, moment)
+    return Summary(
+        clicks=int(clicks.scalar_one()),
+        invited=member.invited,
+        subscribed=member.subscribed,
+        bonus_minutes_earned=member.minutes_earned,
+        bonus_minutes_available=now_usable.minutes,
+        next_expiry=now_usable.next_expiry,
+    )
+
+
+async def usable(transaction: Transaction, account_id: str, moment: datetime) -> Usable:
+    """What an account can use at a moment; nothing of a grant that is due, also where its sweep is late (rule 7)."""
+    row = (
         await transaction.execute(
             select(func.coalesce(func.sum(grant.c.remaining), 0), func.min(grant.c.expires_at)).where(
                 grant.c.account_id == account_id,
@@ -184,14 +205,7 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
             )
         )
     ).one()
-    return Summary(
-        clicks=int(clicks.scalar_one()),
-        invited=member.invited,
-        subscribed=member.subscribed,
-        bonus_minutes_earned=member.minutes_earned,
-        bonus_minutes_available=int(usable[0]),
-        next_expiry=usable[1],
-    )
+    return Usable(int(row[0]), row[1])
 
 
 async def lots(

@@ -211,5 +211,17 @@ entry = Table(
 )
 """The journal: every change of a lot, signed, in minutes; append-only."""
 
+operation = Table(
+    "operation",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("usage_id", Text, primary_key=True),
+    Column("minutes", Integer),
+    Column("from_bonus", Integer),
+    Column("available", BigInteger),
+    Column("at", _TIME),
+)
+"""A use of minutes, by the backend's id of it: what was asked, and what was answered (rule 21)."""
+
 ledger_now = func.ledger_now
 """The ledger's clock, UTC. Read it after the account rows are locked."""

@@ -10,7 +10,7 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import load_plans
 from runtime.settings import StarterSettings
-from starter import accounts, clicks, health, referrals, signups, stripe_webhooks
+from starter import accounts, clicks, health, referrals, signups, stripe_webhooks, usage
 from starter.access import AccessLog
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
@@ -59,7 +59,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     app.state.services = services
     app.add_middleware(AccessLog, metrics=metrics)
     handle_problems(app)
-    for module in (clicks, accounts, signups, referrals, stripe_webhooks, health):
+    for module in (clicks, accounts, signups, referrals, usage, stripe_webhooks, health):
         app.include_router(module.router)
     _name_problems(app)
     return app

@@ -32,6 +32,12 @@ class Metrics:
             ["type", "answer"],
             registry=self._registry,
         )
+        self.minutes_used = Counter(
+            "referrals_minutes_used_total",
+            "Minutes that were used, by where they came from: bonus, plan. A call told twice counts twice.",
+            ["source"],
+            registry=self._registry,
+        )
         self.requests = Histogram(
             "referrals_http_request_seconds",
             "Requests, by route, method and status.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from program.referral import Role, Stage
 
@@ -173,6 +173,22 @@ class BonusMinutes(BaseModel):
     available: int
     grants: list[Grant]
     next_cursor: str | None = None
+
+
+class UsageRequest(_Request):
+    """Whole minutes that were used, at least one, under the backend's own id of that use."""
+
+    usage_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=200)]
+    minutes: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+
+
+class UsageAnswer(BaseModel):
+    """Where the minutes came from, and what was left of the bonus when they were recorded."""
+
+    usage_id: str
+    from_bonus: int
+    from_plan: int
+    available: int
 
 
 class WebhookAnswer(BaseModel):
