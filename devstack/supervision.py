@@ -55,8 +55,10 @@ stdout_logfile_backups=1
 
 def configuration_text(names: Sequence[str]) -> str:
     """The configuration for these programs: the first is started first and stopped last."""
+    # It may be root; programs that must not be are started as somebody else.
+    user = "user=root\n" if os.geteuid() == 0 else ""
     return f"""[supervisord]
-nodaemon=true
+{user}nodaemon=true
 silent=true
 minfds=256
 minprocs=32

@@ -317,7 +317,7 @@ def test_the_roles_have_what_they_need_and_no_more(postgres: EmbeddedPostgres) -
 
 
 def test_a_cluster_survives_a_kill_and_finds_its_data(folder: Path) -> None:
-    server = EmbeddedPostgres(folder / "postgres", free_port())
+    server = EmbeddedPostgres(folder / "postgres", free_port(), settings=NOT_DURABLE)
     try:
         server.start()
         with psycopg.connect(server.owner_url) as connection:
@@ -638,8 +638,8 @@ def test_servers_that_the_environment_names_are_used_instead(stack: Run, folder:
         folder / "second",
         "--no-walk",
         *ports(),
-        REFERRALS_DATABASE_URL=server.app_url.replace("/referrals", "/second"),
-        REFERRALS_MIGRATION_DATABASE_URL=server.owner_url.replace("/referrals", "/second"),
+        REFERRALS_DATABASE_URL=f"{server.app_url.rpartition('/')[0]}/second",
+        REFERRALS_MIGRATION_DATABASE_URL=f"{server.owner_url.rpartition('/')[0]}/second",
         REFERRALS_API_KEYS="a-key-of-their-own, and-another-one-of-theirs",
         TEMPORAL_ADDRESS=temporal,
         TEMPORAL_NAMESPACE="second",
