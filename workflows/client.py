@@ -1,7 +1,8 @@
 """How other programs reach a referral's run: start it with a click, report a signup, pass on news."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -105,7 +106,7 @@ class ReferralRuns:
             UnreachableError: Temporal could not be reached, or refused.
         """
         try:
-            with _reaching_temporal():
+            async with _reaching_temporal(self._timeout):
                 description = await self._handle(referral_id).describe(rpc_timeout=self._timeout)
         except _NotFoundError:
             return None
@@ -121,35 +122,36 @@ class ReferralRuns:
     ) -> None:
         memo: Mapping[str, str] = {"clicked_at": start.clicked_at.isoformat()}
         try:
-            await self._client.start_workflow(
-                messages.WORKFLOW,
-                start,
-                id=messages.workflow_id(start.referral_id),
-                task_queue=self._task_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                start_delay=start_delay,
-                start_signal=messages.SIGNUP if signup else None,
-                start_signal_args=[signup] if signup else [],
-                memo=memo,
-                search_attributes=TypedSearchAttributes(
-                    [
-                        SearchAttributePair(messages.REFERRAL_STAGE, Stage.CLICKED),
-                        SearchAttributePair(messages.REFERRER_ACCOUNT, start.referrer),
-                    ]
-                ),
-                static_summary=f"Referral by {start.referrer}" + (f" ({channel})" if channel else ""),
-                rpc_timeout=self._timeout,
-            )
+            async with _reaching_temporal(self._timeout):
+                await self._client.start_workflow(
+                    messages.WORKFLOW,
+                    start,
+                    id=messages.workflow_id(start.referral_id),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    start_delay=start_delay,
+                    start_signal=messages.SIGNUP if signup else None,
+                    start_signal_args=[signup] if signup else [],
+                    memo=memo,
+                    search_attributes=TypedSearchAttributes(
+                        [
+                            SearchAttributePair(messages.REFERRAL_STAGE, Stage.CLICKED),
+                            SearchAttributePair(messages.REFERRER_ACCOUNT, start.referrer),
+                        ]
+                    ),
+                    static_summary=f"Referral by {start.referrer}" + (f" ({channel})" if channel else ""),
+                    rpc_timeout=self._timeout,
+                )
         except WorkflowAlreadyStartedError as error:
             raise ReferralOverError(start.referral_id) from error
-        except (RPCError, RuntimeError) as error:
-            raise UnreachableError(str(error)) from error
+        except _NotFoundError as error:
+            raise UnreachableError(str(error.__cause__)) from error
 
     async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> bool:
         """Signal a run; false if there is none, or it is closed."""
         try:
-            with _reaching_temporal():
+            async with _reaching_temporal(self._timeout):
                 await self._handle(referral_id).signal(name, payload, rpc_timeout=self._timeout)
         except _NotFoundError:
             return False
@@ -163,16 +165,20 @@ class _NotFoundError(Exception):
     """Temporal knows no such run, or it is closed."""
 
 
-@contextmanager
-def _reaching_temporal() -> Iterator[None]:
-    """Tell what is not there from what cannot be reached. A client that never connected raises a plain RuntimeError."""
+@asynccontextmanager
+async def _reaching_temporal(timeout: timedelta) -> AsyncIterator[None]:
+    """Tell what is not there from what cannot be reached. A client that never connected raises a plain RuntimeError.
+
+    The timeout is for all of it: that of a call does not hold for the connection that the first call makes.
+    """
     try:
-        yield
+        async with asyncio.timeout(timeout.total_seconds()):
+            yield
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise _NotFoundError from error
         raise UnreachableError(str(error)) from error
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise UnreachableError(str(error)) from error
 
 
