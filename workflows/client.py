@@ -166,13 +166,13 @@ class _NotFoundError(Exception):
 
 
 @asynccontextmanager
-async def _reaching_temporal(timeout: timedelta) -> AsyncIterator[None]:
+async def _reaching_temporal(patience: timedelta) -> AsyncIterator[None]:
     """Tell what is not there from what cannot be reached. A client that never connected raises a plain RuntimeError.
 
-    The timeout is for all of it: that of a call does not hold for the connection that the first call makes.
+    The patience is for all of it: the timeout of a call does not hold for the connection that the first call makes.
     """
     try:
-        async with asyncio.timeout(timeout.total_seconds()):
+        async with asyncio.timeout(patience.total_seconds()):
             yield
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
