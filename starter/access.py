@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from starter.metrics import Metrics
+from starter.problems import unexpected
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -32,17 +33,22 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, started = 500, False
 
         async def observe(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
             await send(message)
 
         began = time.perf_counter()
         try:
             await self._app(scope, receive, observe)
+        except Exception as error:
+            # Not left to the server, which would log what the error says (rule 24).
+            answer = unexpected(error)
+            if not started:
+                await answer(scope, receive, observe)
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")

@@ -1,5 +1,6 @@
 """Errors as problem documents (RFC 9457), each with a code that never changes."""
 
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -80,6 +81,21 @@ def _unavailable(what: str, error: Exception) -> Response:
     return problem(503, "temporarily-unavailable", f"{what} cannot be reached now; try again.", _COME_AGAIN)
 
 
+def unexpected(error: Exception) -> Response:
+    """The answer to an error that nobody foresaw. Where it happened is logged, but not its words.
+
+    PostgreSQL quotes the row that it refuses, and SQLAlchemy the values: they may be personal (rule 24).
+    """
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+    log.error(
+        "unexpected error",
+        error=type(cause).__name__,
+        sqlstate=getattr(cause, "sqlstate", None),
+        stack="".join(traceback.format_tb(error.__traceback__)),
+    )
+    return problem(500, "internal-error", "Something is wrong here; it has been logged.")
+
+
 def handle_problems(app: FastAPI) -> None:
     """Answer every error of an app with a problem document."""
 
@@ -123,10 +139,4 @@ def handle_problems(app: FastAPI) -> None:
     async def _(_: Request, error: DBAPIError) -> Response:
         if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
             return _unavailable("The database", error)
-        log.error("database error", error=type(error.orig).__name__, exc_info=error)
-        return problem(500, "internal-error", "Something is wrong here; it has been logged.")
-
-    @app.exception_handler(Exception)
-    async def _(_: Request, error: Exception) -> Response:
-        log.error("unexpected error", exc_info=error)
-        return problem(500, "internal-error", "Something is wrong here; it has been logged.")
+        return unexpected(error)
