@@ -5,6 +5,9 @@ from enum import Enum, auto
 
 from crawlerdetect import CrawlerDetect
 
+LONGEST_AGENT = 1024
+"""How much of a `User-Agent` is looked at, in characters: browsers in apps send some hundred, an attacker 60000."""
+
 _PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 _PREFETCH_WORDS = ("prefetch", "prerender", "preview")
 
@@ -27,7 +30,7 @@ def visitor(method: str, headers: Mapping[str, str]) -> Visitor:
     looks_ahead = any(word in headers.get(name, "").lower() for name in _PREFETCH_HEADERS for word in _PREFETCH_WORDS)
     if looks_ahead:
         return Visitor.PREFETCH
-    agent = headers.get("user-agent", "").strip()
+    agent = headers.get("user-agent", "").strip()[:LONGEST_AGENT]
     if method == "HEAD" or not agent or CrawlerDetect(user_agent=agent).isCrawler():
         return Visitor.MACHINE
     return Visitor.PERSON
