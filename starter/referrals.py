@@ -54,8 +54,9 @@ def _shown(referral: queries.Referral) -> ReferralShown:
 
 
 def _cursors(services: Services, what: str) -> URLSafeSerializer:
-    secret = services.settings.token_secrets[0].get_secret_value()
-    return URLSafeSerializer(secret, salt=f"cursor-{what}")
+    # Oldest first: the last signs, all verify, as with the tokens.
+    secrets = [secret.get_secret_value() for secret in reversed(services.settings.token_secrets)]
+    return URLSafeSerializer(secrets, salt=f"cursor-{what}")
 
 
 def _cursor(services: Services, what: str, place: tuple[datetime, str] | None) -> str | None:
