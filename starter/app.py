@@ -73,6 +73,13 @@ def _name_problems(app: FastAPI) -> None:
         document = describe()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("Problem", Problem.model_json_schema())
+        # What FastAPI would answer to a request that is not as it should be; here that is a problem as well.
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

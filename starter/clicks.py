@@ -1,6 +1,6 @@
 """`GET /r/{code}`: a person's click starts a referral; machines and prefetches start nothing (rules 15 to 17)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import structlog
@@ -12,6 +12,7 @@ from ledger.referrals import ClickedLink
 from program.referral import AttributionWindow
 from starter import pages
 from starter.models import channel_of
+from starter.problems import documented
 from starter.services import Services, Serving
 from starter.tokens import InvalidTokenError
 from starter.visitors import Visitor, visitor
@@ -25,16 +26,16 @@ router = APIRouter(tags=["links"])
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@router.api_route(
-    "/r/{code}",
-    methods=["GET", "HEAD"],
-    response_class=HTMLResponse,
-    responses={
-        302: {"description": "A person: on to the signup, with a token and a cookie."},
-        404: {"description": "No such link."},
-        503: {"description": "A prefetch; come again when the visit is meant."},
-    },
-)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A machine: the preview."},
+    302: {"description": "A person: on to the signup, with a token and a cookie."},
+    404: {"description": "No such link.", "content": {"text/html": {"schema": {"type": "string"}}}},
+    503: {**documented(503)[503], "description": "A prefetch, without a body: come again when the visit is meant."},
+}
+
+
+@router.head("/r/{code}", response_class=HTMLResponse, responses=_ANSWERS)
+@router.get("/r/{code}", response_class=HTMLResponse, responses=_ANSWERS)
 async def follow_link(
     code: str,
     request: Request,
@@ -47,7 +48,8 @@ async def follow_link(
         services.metrics.clicks.labels("prefetch").inc()
         return Response(status_code=503, headers=_NO_STORE)
     async with services.database.transaction() as transaction:
-        link = await accounts.link_with_code(transaction, code)
+        # The one character that PostgreSQL cannot even look for.
+        link = None if "\0" in code else await accounts.link_with_code(transaction, code)
     if link is None or link.erased:
         services.metrics.clicks.labels("unknown").inc()
         return HTMLResponse(pages.unknown_link(services.settings.signup_url), 404, _NO_STORE)

@@ -2,13 +2,14 @@
 
 import re
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from program.identity import normalise_email
 from program.referral import Role, Stage
 
 ACCOUNT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
@@ -25,8 +26,10 @@ def _email(value: str) -> str:
     try:
         # Whether mail can be delivered there is not this program's business; whose it is, is.
         validate_email(value, check_deliverability=False, allow_smtputf8=True, test_environment=True)
-    except EmailNotValidError as error:
-        raise ValueError("must be an e-mail address") from error
+        # The two do not agree on every domain of other scripts.
+        normalise_email(value)
+    except (EmailNotValidError, ValueError):
+        raise ValueError("must be an e-mail address") from None
     return value
 
 
@@ -36,6 +39,17 @@ def _printable(value: str) -> str:
     return value
 
 
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def _sensible(value: datetime) -> datetime:
+    # A time that was never set, in whatever language the caller is written, would make every account an old one.
+    if value < EARLIEST:
+        raise ValueError(f"must not lie before {EARLIEST.year}")
+    return value
+
+
+CreatedAt = Annotated[AwareDatetime, AfterValidator(_sensible)]
 Email = Annotated[str, StringConstraints(max_length=320, strip_whitespace=True), AfterValidator(_email)]
 FirstName = Annotated[
     str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True), AfterValidator(_printable)
@@ -50,7 +64,7 @@ class AccountPut(_Request):
     """An account, as the backend knows it. Saying it again changes nothing."""
 
     email: Email
-    created_at: AwareDatetime
+    created_at: CreatedAt
     stripe_customer_id: Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9_]+$", max_length=255)] | None = None
     first_name: FirstName | None = None
     show_first_name: bool | None = None
@@ -90,9 +104,14 @@ class SignupRequest(_Request):
 
     account_id: AccountIdText
     email: Email
-    created_at: AwareDatetime
+    created_at: CreatedAt
     referral_token: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
-    referral_code: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    referral_code: (
+        Annotated[
+            str, StringConstraints(min_length=1, max_length=64, strip_whitespace=True), AfterValidator(_printable)
+        ]
+        | None
+    ) = None
     client_ip: Annotated[str, StringConstraints(max_length=64)] | None = None
     user_agent: Annotated[str, StringConstraints(max_length=1024)] | None = None
 
