@@ -316,9 +316,8 @@ def test_the_schema_job_stops_where_a_step_fails(step: int) -> None:
 def test_the_server_finds_its_dynamic_configuration() -> None:
     (mount,) = SERVICES["temporal"]["volumes"]
     assert mount["target"] == environment("temporal")["DYNAMIC_CONFIG_FILE_PATH"]
-    settings = yaml.safe_load((ROOT / mount["source"]).read_text(encoding="utf-8"))
-    program = find_binary().read_bytes()
-    assert all(name.encode() in program for name in settings)
+    # An unknown name in it is only a warning in the server's log, so none comes in without a test of its own.
+    assert yaml.safe_load((ROOT / mount["source"]).read_text(encoding="utf-8")) == {}
 
 
 def test_everybody_looks_for_temporal_where_it_listens() -> None:
