@@ -1,5 +1,6 @@
 """The connection to Temporal, configured the SDK's own way (`TEMPORAL_*`), and what a namespace needs before use."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -8,7 +9,11 @@ from typing import NoReturn, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+    ListSearchAttributesResponse,
+)
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -20,6 +25,8 @@ from workflows.messages import SEARCH_ATTRIBUTES
 
 RETENTION = timedelta(days=30)
 """How long a new namespace keeps the history of closed runs."""
+
+_NAMESPACE_KNOWN = timedelta(seconds=30)
 
 
 class _Options(TypedDict, total=False):
@@ -55,9 +62,7 @@ async def set_up_namespace(client: Client) -> bool:
         RPCError: the server refuses.
     """
     made = await _make_namespace(client)
-    present = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
+    present = await _registered(client)
     missing = {
         key.name: IndexedValueType.ValueType(key.indexed_value_type)
         for key in SEARCH_ATTRIBUTES
@@ -68,6 +73,22 @@ async def set_up_namespace(client: Client) -> bool:
             AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
         )
     return made or bool(missing)
+
+
+async def _registered(client: Client) -> ListSearchAttributesResponse:
+    """The search attributes of the namespace.
+
+    A namespace that has just been made is not known to every part of the server at once.
+    """
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    deadline = asyncio.get_running_loop().time() + _NAMESPACE_KNOWN.total_seconds()
+    while True:
+        try:
+            return await client.operator_service.list_search_attributes(request)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(0.2)
 
 
 async def _make_namespace(client: Client) -> bool:

@@ -24,8 +24,8 @@ from ledger.migrate import migrate
 from program.plans import Plans, load_plans
 from runtime.settings import PROJECT
 from tests.http_support import Starter, serve
-from tests.stripe_events import unique
 from tests.rule_table import pytest_terminal_summary as pytest_terminal_summary
+from tests.stripe_events import unique
 from tests.support import Clock, DatabaseUrls, World
 from workflows.messages import SEARCH_ATTRIBUTES
 
