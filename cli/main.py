@@ -12,6 +12,7 @@ app = typer.Typer(
     help="KallyAI's referral program.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     # A rich traceback shows local variables, and some of ours are secrets.
     pretty_exceptions_enable=False,
 )
@@ -27,14 +28,11 @@ def _program() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
 
 
-Port = Annotated[int, typer.Option(min=1, max=65535)]
-
-
 @app.command()
 def dev(
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the data. [default: .local of the project]", envvar="REFERRALS_DEV_FOLDER"),
+        typer.Option(help="Folder of the data; by default .local of the project.", envvar="REFERRALS_DEV_FOLDER"),
     ] = None,
     port: Annotated[
         int,
@@ -55,7 +53,7 @@ def dev(
     temporal: Annotated[
         str | None,
         typer.Option(
-            help="Another Temporal CLI: a path, or a program on the PATH. [default: the installed package's]",
+            help="Another Temporal CLI than the installed package's: a path, or a program on the PATH.",
             envvar="REFERRALS_DEV_TEMPORAL",
         ),
     ] = None,

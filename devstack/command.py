@@ -13,6 +13,7 @@ from devstack.configuration import StackConfiguration, names_a_temporal
 from devstack.errors import StackError
 from devstack.interruption import Interrupted, Interruption
 from devstack.stack import Stack, data_folder
+from devstack.stripe_events import PRICES_IN_CENTS
 from devstack.temporal import find_binary
 from devstack.walk import Outcome, Target, referral_display, walk_referral
 
@@ -69,6 +70,8 @@ def run(options: DevOptions) -> int:
 
 
 def _configuration(options: DevOptions) -> StackConfiguration:
+    if options.plan not in PRICES_IN_CENTS:
+        raise StackError(f"there is no plan {options.plan!r}: choose one of {', '.join(PRICES_IN_CENTS)}")
     own_temporal = not names_a_temporal(os.environ)
     return StackConfiguration(
         data=data_folder(options.data),

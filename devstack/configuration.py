@@ -80,9 +80,10 @@ def names_a_temporal(environment: Mapping[str, str]) -> bool:
     if not (environment.get("TEMPORAL_PROFILE") or environment.get("TEMPORAL_CONFIG_FILE")):
         return False
     try:
-        return bool(ClientConfig.load_client_connect_config(override_env_vars=environment).get("target_host"))
+        config = ClientConfig.load_client_connect_config(override_env_vars=dict(environment))
     except RuntimeError as error:
         raise StackError(f"TEMPORAL_PROFILE or TEMPORAL_CONFIG_FILE: {error}") from None
+    return bool(config.get("target_host"))
 
 
 class Environments:
@@ -91,7 +92,7 @@ class Environments:
     def __init__(self, stack: StackConfiguration, surrounding: Mapping[str, str]) -> None:
         """Take both; the surrounding one is not changed."""
         self._stack = stack
-        self._surrounding = surrounding
+        self._surrounding = dict(surrounding)  # the SDK takes no other mapping
 
     @property
     def settings(self) -> dict[str, str]:

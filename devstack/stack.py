@@ -119,7 +119,8 @@ class Stack:
     def _down(self) -> None:
         if self._lock is None:
             return
-        self._say("stopping")
+        if self._supervisor.started:
+            self._say("stopping")
         self._interruption.when_repeated(lambda: kill_all(self._data, self.configuration.programs))
         self._supervisor.stop()
         self._lock.close()

@@ -113,6 +113,11 @@ class Supervisor:
         remember(self._data, NAME, self._process.pid)
 
     @property
+    def started(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None
+
+    @property
     def _socket(self) -> Path:
         if self._socket_folder is None:
             raise StackError("the supervisor was not started")

@@ -240,7 +240,10 @@ def test_whose_temporal_is_used(tmp_path: Path, environment: dict[str, str], nam
     (tmp_path / "with.toml").write_text('[profile.default]\naddress = "temporal.example:7233"\n')
     (tmp_path / "without.toml").write_text('[profile.default]\nnamespace = "other"\n')
     environment = {name: value.format(folder=tmp_path) for name, value in environment.items()}
-    assert names_a_temporal(environment) is named
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert names_a_temporal(os.environ) is named
 
 
 def test_the_temporal_server_is_durable_and_on_loopback() -> None:
@@ -386,7 +389,12 @@ def test_the_folder_is_not_opened_to_others_when_the_server_cannot_reach_it(
             again.stop()
     finally:
         server.destroy()
-    assert not [each for each in elsewhere.iterdir() if not each.name.startswith("programs-")]
+    assert _clusters(elsewhere) == []
+
+
+def _clusters(elsewhere: Path) -> list[Path]:
+    """All that is kept there but the programs, which all clusters share."""
+    return [path for path in elsewhere.iterdir() if not path.name.startswith("programs-")]
 
 
 def test_data_whose_folder_was_removed_does_not_pile_up(tmp_path: Path, elsewhere: Path) -> None:
@@ -396,7 +404,7 @@ def test_data_whose_folder_was_removed_does_not_pile_up(tmp_path: Path, elsewher
         EmbeddedPostgres(closed / "postgres", free_port(), settings=NOT_DURABLE).prepare()
         shutil.rmtree(closed)
         closed.mkdir(mode=0o700)
-    assert len(list(elsewhere.iterdir())) == (1 if AS_ROOT else 0)
+    assert len(_clusters(elsewhere)) == (1 if AS_ROOT else 0)
 
 
 AS_ORDINARY_USER = """
@@ -666,6 +674,12 @@ async def _search_attributes(address: str, namespace: str) -> set[str]:
     client = await Client.connect(address, namespace=namespace)
     answer = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=namespace))
     return set(answer.custom_attributes)
+
+
+def test_a_plan_that_is_not_sold_is_refused_before_anything_starts(folder: Path) -> None:
+    run = Run(folder / "data", "--plan", "gold")
+    assert run.process.wait(timeout=30) == 1
+    assert run.output == "referrals dev: there is no plan 'gold': choose one of starter, pro, power\n"
 
 
 def test_half_a_database_setting_is_refused(folder: Path) -> None:
