@@ -31,12 +31,26 @@ class Payment:
         paid_at: when Stripe says that it was paid, UTC.
         amount_paid: what was really paid, in the currency's smallest unit.
         lines: what it was for.
+        refunded: how much of it was given back, in the same unit.
+        disputed: whether the payer disputes it.
     """
 
     invoice: str
     paid_at: datetime
     amount_paid: int
     lines: tuple[Line, ...]
+    refunded: int = 0
+    disputed: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Whether money was paid, and not all of it given back (rule 14)."""
+        return self.amount_paid > 0 and self.refunded < self.amount_paid
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is for an operator to decide: refunded in part, or disputed (rules 14 and 19)."""
+        return self.refunded > 0 or self.disputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,7 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
     """
     unknown: set[str] = set()
     for payment in sorted(payments, key=lambda payment: (payment.paid_at, payment.invoice)):
-        if payment.amount_paid <= 0:
+        if not payment.real:
             continue
         plan = plan_paid_for(payment, plans)
         if plan is not None:

@@ -1,5 +1,6 @@
 """Which payment of a referee counts, and for which plan: rule 14."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -213,3 +214,23 @@ def test_rule_14_prorations_beside_a_real_line_change_nothing(plans: Plans, boug
     if real:
         assert (plan.minutes if plan else None) == max(sold, default=None)
         assert plan_paid_for(payment(*real), plans) == plan
+
+
+def test_rule_14_a_payment_that_was_wholly_refunded_does_not_qualify_and_the_next_one_does(plans: Plans) -> None:
+    refunded = replace(payment(line(STARTER), invoice="in_refunded"), refunded=2900)
+    second = payment(line(PRO), invoice="in_second", day=3)
+
+    assert first_qualifying_payment([refunded], plans) is None
+    assert first_qualifying_payment([second, refunded], plans) == QualifyingPayment(second, plans.named("pro"))
+
+
+@pytest.mark.parametrize(("refunded", "disputed"), [(1, False), (2899, False), (0, True)])
+def test_rules_14_and_19_a_payment_refunded_in_part_or_disputed_is_doubtful(
+    plans: Plans, refunded: int, disputed: bool
+) -> None:
+    paid = replace(payment(line(PRO)), refunded=refunded, disputed=disputed)
+    qualifying = first_qualifying_payment([paid], plans)
+
+    assert qualifying is not None
+    assert qualifying.payment.doubtful
+    assert not payment(line(PRO)).doubtful
