@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from program.eligibility import LAPSED_WORDS
@@ -180,7 +180,7 @@ class ReferralWorkflow:
             return await workflow.execute_local_activity_method(
                 step, referral_id, summary=summary, **policies.LOCAL_STEP
             )
-        except ActivityError as error:
+        except FailureError as error:  # what a local activity raised comes as it is, not wrapped in an ActivityError
             if is_cancelled_exception(error):
                 raise
             return await workflow.execute_activity_method(step, referral_id, summary=summary, **policies.VISIBLE_STEP)
