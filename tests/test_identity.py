@@ -56,7 +56,7 @@ def normalised(email: str) -> str | None:
         ("jos\u00e9@example.com", "jos\u00e9@example.com"),
         ("jose\u0301@example.com", "jos\u00e9@example.com"),
         # The last @ parts them.
-        ('"a@b"@example.com', '"a@b"@example.com'),
+        ('"a@b"@googlemail.com', '"a@b"@gmail.com'),
     ],
 )
 def test_rule_10_one_mailbox_has_one_address(email: str, mailbox: str) -> None:
