@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import AwareDatetime
 from temporalio.common import SearchAttributeKey
 
 from program.referral import Role, Stage
@@ -68,7 +69,7 @@ class CycleMoved:
     """
 
     role: Role
-    expires_at: datetime
+    expires_at: AwareDatetime  # without a time zone it cannot be compared, and would fail the run's task for ever
 
 
 @dataclass
