@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
 
 # Two readings of one start may differ by the rounding of the boot time. No pid comes round again within it.
 TOLERANCE_SECONDS = 2.0
+
+_POLL_SECONDS = 0.05
 
 
 def _details(folder: Path, name: str) -> Path:
@@ -74,9 +77,10 @@ def stop(process: psutil.Process, how: signal.Signals = signal.SIGTERM, patience
 
 
 def _gone(process: psutil.Process, patience_seconds: float) -> bool:
-    try:
-        process.wait(timeout=patience_seconds)
-    except psutil.TimeoutExpired:
-        # A zombie whose parent never collects it is as gone as can be.
-        return not is_alive(process)
+    # psutil's own wait() would wait for a zombie whose parent never collects it, as there is in many a container.
+    deadline = time.monotonic() + patience_seconds
+    while is_alive(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
     return True

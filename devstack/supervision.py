@@ -24,6 +24,8 @@ _PYTHON_VARIABLE = "REFERRALS_DEV_PYTHON"
 _PROJECT_VARIABLE = "REFERRALS_DEV_PROJECT"
 _SOCKET_VARIABLE = "REFERRALS_DEV_SOCKET"
 
+_SOCKET_PREFIX = "referrals-dev-"
+
 PATIENCE_SECONDS = {"postgres": 20, "temporal": 10, "worker": 25, "starter": 15}
 """How long each may take to stop before it is killed."""
 
@@ -93,7 +95,8 @@ class Supervisor:
         """Start it with no program running yet."""
         configuration = self._data / "run" / f"{NAME}.conf"
         configuration.write_text(configuration_text(self._names), encoding="utf-8")
-        self._socket_folder = Path(tempfile.mkdtemp(prefix="referrals-", dir="/tmp"))
+        self._socket_folder = Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir="/tmp"))
+        (self._data / "run" / "socket").symlink_to(self._socket_folder)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)],
@@ -164,6 +167,7 @@ class Supervisor:
             self._process = None
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
+            (self._data / "run" / "socket").unlink(missing_ok=True)
             self._socket_folder = None
 
 
@@ -184,6 +188,12 @@ def stop_leftovers(data: Path, names: Sequence[str]) -> None:
             stop(process, STOP_SIGNALS.get(name, signal.SIGTERM), PATIENCE_SECONDS[name])
     for name in (NAME, *names):
         forget(data, name)
+    link = data / "run" / "socket"
+    if link.is_symlink():
+        folder = link.readlink()
+        if folder.name.startswith(_SOCKET_PREFIX):
+            shutil.rmtree(folder, ignore_errors=True)
+        link.unlink()
 
 
 def kill_all(data: Path, names: Sequence[str]) -> None:

@@ -520,6 +520,15 @@ class Run:
             self.process.send_signal(how)
         return self.process.wait(timeout=90)
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            running = self.pids()
+            self.end()
+            kill(running)
+
 
 def ports() -> list[str]:
     chosen: set[int] = set()
@@ -533,6 +542,11 @@ def alive(pids: dict[str, int]) -> dict[str, int]:
     return {name: pid for name, pid in pids.items() if psutil.pid_exists(pid) and _runs(pid)}
 
 
+def kill(pids: dict[str, int]) -> None:
+    for pid in alive(pids).values():
+        os.kill(pid, signal.SIGKILL)
+
+
 def _runs(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -543,12 +557,8 @@ def _runs(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Run]:
     """A stack without a walk, in a folder whose name has everything that a name can have."""
-    with open_folder('it\'s 100% #1; für "uns"') as data:
-        run = Run(data, "--no-walk", *ports())
-        try:
-            yield run.until_up()
-        finally:
-            run.end()
+    with open_folder('it\'s 100% #1; für "uns"') as data, Run(data, "--no-walk", *ports()) as run:
+        yield run.until_up()
 
 
 def test_every_part_is_shown_with_its_address_and_no_secret(stack: Run) -> None:
@@ -620,8 +630,8 @@ def test_programs_that_die_are_started_again_and_the_pid_files_follow(stack: Run
 
 
 def test_a_second_stack_on_the_same_data_is_refused(stack: Run) -> None:
-    second = Run(stack.data, "--no-walk", *ports())
-    assert second.process.wait(timeout=30) == 1
+    with Run(stack.data, "--no-walk", *ports()) as second:
+        assert second.process.wait(timeout=60) == 1
     assert "running" in second.output
     assert "--data" in second.output
     assert stack.is_ready()
@@ -629,8 +639,8 @@ def test_a_second_stack_on_the_same_data_is_refused(stack: Run) -> None:
 
 def test_a_taken_port_is_refused_and_nothing_is_left_running(stack: Run, folder: Path) -> None:
     port = stack.environment["REFERRALS_URL"].rpartition(":")[2]
-    second = Run(folder / "second", "--no-walk", *ports(), "--port", port)
-    assert second.process.wait(timeout=30) == 1
+    with Run(folder / "second", "--no-walk", *ports(), "--port", port) as second:
+        assert second.process.wait(timeout=60) == 1
     line = second.output.strip().splitlines()[-1]
     for part in (port, "starter", "--port", f"pid {stack.pid('starter')}"):
         assert part in line
@@ -642,21 +652,18 @@ def test_servers_that_the_environment_names_are_used_instead(stack: Run, folder:
     server = StackConfiguration.read(stack.data).postgres
     server.create_database("second")
     temporal = stack.environment["TEMPORAL_ADDRESS"]
-    run = Run(
-        folder / "second",
-        "--no-walk",
-        *ports(),
-        REFERRALS_DATABASE_URL=f"{server.app_url.rpartition('/')[0]}/second",
-        REFERRALS_MIGRATION_DATABASE_URL=f"{server.owner_url.rpartition('/')[0]}/second",
-        REFERRALS_API_KEYS="a-key-of-their-own, and-another-one-of-theirs",
-        TEMPORAL_ADDRESS=temporal,
-        TEMPORAL_NAMESPACE="second",
-    )
-    try:
+    settings = {
+        "REFERRALS_DATABASE_URL": f"{server.app_url.rpartition('/')[0]}/second",
+        "REFERRALS_MIGRATION_DATABASE_URL": f"{server.owner_url.rpartition('/')[0]}/second",
+        "REFERRALS_API_KEYS": "a-key-of-their-own, and-another-one-of-theirs",
+        "TEMPORAL_ADDRESS": temporal,
+        "TEMPORAL_NAMESPACE": "second",
+    }
+    with Run(folder / "second", "--no-walk", *ports(), **settings) as run:
         run.until_up()
         assert sorted(run.pids()) == sorted((SUPERVISOR, "starter", "worker"))
         environment = run.environment
-        assert environment["REFERRALS_DATABASE_URL"].endswith("/second")
+        assert environment["REFERRALS_DATABASE_URL"] == settings["REFERRALS_DATABASE_URL"]
         assert environment["TEMPORAL_ADDRESS"] == temporal
         assert environment["TEMPORAL_UI_URL"] == ""
         assert environment["REFERRALS_API_KEY"] == "a-key-of-their-own"
@@ -665,7 +672,6 @@ def test_servers_that_the_environment_names_are_used_instead(stack: Run, folder:
             assert connection.execute("SELECT count(*) FROM referral").fetchone() == (0,)
         registered = asyncio.run(_search_attributes(temporal, "second"))
         assert {key.name for key in SEARCH_ATTRIBUTES} <= registered
-    finally:
         assert run.end() == 0
     assert stack.is_ready()
 
@@ -677,58 +683,58 @@ async def _search_attributes(address: str, namespace: str) -> set[str]:
 
 
 def test_a_plan_that_is_not_sold_is_refused_before_anything_starts(folder: Path) -> None:
-    run = Run(folder / "data", "--plan", "gold")
-    assert run.process.wait(timeout=30) == 1
+    with Run(folder / "data", "--plan", "gold") as run:
+        assert run.process.wait(timeout=60) == 1
     assert run.output == "referrals dev: there is no plan 'gold': choose one of starter, pro, power\n"
 
 
 def test_half_a_database_setting_is_refused(folder: Path) -> None:
-    run = Run(folder / "data", "--no-walk", REFERRALS_MIGRATION_DATABASE_URL="postgresql://owner@db.example/referrals")
-    assert run.process.wait(timeout=30) == 1
+    half = {"REFERRALS_MIGRATION_DATABASE_URL": "postgresql://owner@db.example/referrals"}
+    with Run(folder / "data", "--no-walk", *ports(), **half) as run:
+        assert run.process.wait(timeout=60) == 1
     assert "REFERRALS_DATABASE_URL" in run.output
 
 
 def test_a_killed_stack_leaves_nothing_to_the_next_but_its_data(folder: Path) -> None:
     data, chosen = folder / "data", ports()
-    first = Run(data, "--no-walk", *chosen)
-    second = None
+    left: dict[str, int] = {}
     try:
-        first.until_up()
-        left = first.pids()
-        secrets = (data / "secrets.json").read_text()
-        with psycopg.connect(StackConfiguration.read(data).postgres.owner_url) as connection:
-            connection.execute("CREATE TABLE kept (minutes integer)")
-        # Both that could have cleaned up. The programs go on without them.
-        first.process.kill()
-        os.kill(left[SUPERVISOR], signal.SIGKILL)
-        first.process.wait()
+        with Run(data, "--no-walk", *chosen) as first:
+            first.until_up()
+            left = first.pids()
+            socket_folder = (data / "run" / "socket").readlink()
+            assert socket_folder.is_dir()
+            secrets = (data / "secrets.json").read_text()
+            with psycopg.connect(StackConfiguration.read(data).postgres.owner_url) as connection:
+                connection.execute("CREATE TABLE kept (minutes integer)")
+            # Both that could have cleaned up. The programs go on without them.
+            first.process.kill()
+            first.process.wait()
+            os.kill(left[SUPERVISOR], signal.SIGKILL)
         orphans = {name: pid for name, pid in left.items() if name != SUPERVISOR}
         assert alive(orphans) == orphans
 
-        second = Run(data, "--no-walk", *chosen).until_up()
-        assert "stopping what a killed stack has left" in second.output
-        assert alive(orphans) == {}
-        assert (data / "secrets.json").read_text() == secrets
-        with psycopg.connect(StackConfiguration.read(data).postgres.owner_url) as connection:
-            assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
-
-        running = second.pids()
-        assert second.end(signal.SIGTERM) == 0
+        with Run(data, "--no-walk", *chosen) as second:
+            second.until_up()
+            assert "stopping what a killed stack has left" in second.output
+            assert alive(orphans) == {}
+            assert not socket_folder.exists()
+            assert (data / "secrets.json").read_text() == secrets
+            with psycopg.connect(StackConfiguration.read(data).postgres.owner_url) as connection:
+                assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+            running = second.pids()
+            assert second.end(signal.SIGTERM) == 0
         assert alive(running) == {}
         assert second.pids() == {}
     finally:
-        for run in (first, second):
-            if run is not None:
-                run.end()
-        for pid in alive(first.pids()).values():
-            os.kill(pid, signal.SIGKILL)
+        kill(left)
 
 
 def test_ctrl_c_while_starting_leaves_nothing_running(folder: Path) -> None:
-    run = Run(folder / "data", "--no-walk", *ports())
-    until("its servers are being started", lambda: (folder / "data" / "temporal.pid").exists())
-    running = run.pids()
-    assert SUPERVISOR in running
-    run.end()
+    with Run(folder / "data", "--no-walk", *ports()) as run:
+        until("its servers are being started", lambda: (folder / "data" / "temporal.pid").exists())
+        running = run.pids()
+        assert SUPERVISOR in running
+        run.end()
     assert alive(running) == {}
     assert run.pids() == {}
