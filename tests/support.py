@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import psycopg
+from psycopg import sql
 from sqlalchemy import text
 from temporalio import activity
 from temporalio.api.history.v1 import HistoryEvent
@@ -23,6 +25,7 @@ from temporalio.worker import (
 )
 
 from billing.events import reduce_event
+from devstack.postgres import APP, OWNER, EmbeddedPostgres
 from ledger import accounts, facts, queries, referrals
 from ledger.accounts import Link, Profile
 from ledger.database import Database, Transaction
@@ -50,6 +53,17 @@ class DatabaseUrls:
 
     owner: str
     app: str
+
+
+def copied_database(postgres: EmbeddedPostgres, template: str, name: str) -> DatabaseUrls:
+    """Make one more database, as a copy of another (`template0` is an empty one)."""
+    names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
+    names |= {"owner": sql.Identifier(OWNER), "app": sql.Identifier(APP)}
+    with psycopg.connect(postgres.superuser_url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner}").format(**names))
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {name} TO {app}").format(**names))
+    urls = [f"{url.rpartition('/')[0]}/{name}" for url in (postgres.owner_url, postgres.app_url)]
+    return DatabaseUrls(*(url.replace("postgresql://", "postgresql+psycopg://") for url in urls))
 
 
 class Clock:

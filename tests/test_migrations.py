@@ -2,20 +2,18 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from psycopg import sql
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import DBAPIError
 
-from devstack.postgres import APP, OWNER, EmbeddedPostgres
+from devstack.postgres import EmbeddedPostgres
 from ledger.database import Database, schema_version
 from ledger.migrate import migrate, newest_version
 from ledger.tables import metadata
-from tests.support import DatabaseUrls
+from tests.support import DatabaseUrls, copied_database
 
 _numbers = itertools.count(1)
 
@@ -25,17 +23,9 @@ def plain(url: str) -> str:
 
 
 @pytest.fixture
-def empty(postgres: EmbeddedPostgres) -> Iterator[DatabaseUrls]:
+def empty(postgres: EmbeddedPostgres) -> DatabaseUrls:
     """A database of the owner's with nothing in it."""
-    name = f"empty_{next(_numbers)}"
-    names = {"name": sql.Identifier(name), "owner": sql.Identifier(OWNER), "app": sql.Identifier(APP)}
-    with psycopg.connect(postgres.superuser_url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {name} OWNER {owner}").format(**names))
-        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {name} TO {app}").format(**names))
-        urls = [f"{url.rpartition('/')[0]}/{name}" for url in (postgres.owner_url, postgres.app_url)]
-        owner, app = (url.replace("postgresql://", "postgresql+psycopg://") for url in urls)
-        yield DatabaseUrls(owner, app)
-        connection.execute(sql.SQL("DROP DATABASE {name} WITH (FORCE)").format(**names))
+    return copied_database(postgres, "template0", f"empty_{next(_numbers)}")
 
 
 async def version_in(url: str) -> str | None:
