@@ -188,7 +188,12 @@ class Http:
         sent = {"User-Agent": agent or "", **(headers or {})}
         if cookie is not None:
             sent["Cookie"] = f"{COOKIE}={cookie}"
-        return await self.send(method, f"/r/{code}", params={"c": channel} if channel else None, headers=sent)
+        return await self.send(
+            method,
+            f"/r/{code}",
+            params={"c": channel} if channel else None,
+            headers={name: value.encode("latin-1") for name, value in sent.items()},
+        )
 
     async def click(self, code: str, **how: Any) -> Visit:
         """A person's click, which must lead to the signup."""
