@@ -264,8 +264,9 @@ async def _make_link(transaction: Transaction, account_id: str) -> Link:
             insert(referral_link)
             .values(code=code, account_id=account_id, created_at=ledger_now())
             .on_conflict_do_nothing(index_elements=[referral_link.c.code])
+            .returning(referral_link.c.code)
         )
-        if made.rowcount:
+        if made.first() is not None:
             return Link(code, account_id)
 
 

@@ -56,8 +56,9 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         insert(stripe_event)
         .values(event_id=event.event_id, type=event.type, created_at=event.created_at, received_at=ledger_now())
         .on_conflict_do_nothing()
+        .returning(stripe_event.c.event_id)
     )
-    again = not received.rowcount
+    again = received.first() is None
     if again:
         signalled = await transaction.execute(
             select(stripe_event.c.signalled_at).where(stripe_event.c.event_id == event.event_id)
