@@ -1,6 +1,8 @@
 """The ledger: what the rules decide on real facts, and what the database refuses whoever asks."""
 
 import asyncio
+import itertools
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -479,6 +481,16 @@ async def test_rule_1_a_renewal_has_three_days_unless_the_subscription_has_ended
     clock.advance(end + after_end - await clock.now())
     async with books.database.transaction() as transaction:
         assert (await accounts.standing(transaction, member.account_id, books.plans)).paid is paid
+
+
+async def test_rule_1_two_members_never_share_a_code(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chance gives the second member the first one's code, and then one of its own."""
+    letters = itertools.chain("2" * 10, "2" * 10, "3" * 10)
+    monkeypatch.setattr(secrets, "choice", lambda _: next(letters))
+    first, second = await books.link(await books.subscriber()), await books.link(await books.subscriber())
+    assert (first.code, second.code) == ("2" * 10, "3" * 10)
+    async with books.database.transaction() as transaction:
+        assert await accounts.link_with_code(transaction, second.code) == second
 
 
 async def test_a_link_is_found_however_its_code_is_written(books: Books) -> None:
