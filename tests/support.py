@@ -249,13 +249,21 @@ class World:
             await self.runs.cycle_moved(moved.referral_id, CycleMoved(moved.role, moved.expires_at))
 
     async def click(
-        self, referrer: Member, *, window: timedelta = timedelta(days=90), start: bool = True
+        self,
+        referrer: Member,
+        *,
+        window: timedelta = timedelta(days=90),
+        start: bool = True,
+        ago: timedelta = timedelta(0),
     ) -> ClickedLink:
-        """Follow a referrer's link, which is made where there is none. Without `start`, Temporal never hears of it."""
+        """Follow a referrer's link, which is made where there is none; `ago`, where the click was some time ago.
+
+        Without `start`, Temporal never hears of it.
+        """
         now = await self.clock.now()
         async with self.database.transaction() as transaction:
             link = await accounts.give_link(transaction, referrer.account_id, "2026-01", self.plans)
-        click = ClickedLink(referrals.new_id(), link.code, "link", AttributionWindow(now, window))
+        click = ClickedLink(referrals.new_id(), link.code, "link", AttributionWindow(now - ago, window))
         if start:
             await self.runs.clicked(run_start(click, referrer), now)
         return click
