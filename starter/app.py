@@ -12,6 +12,7 @@ from program.plans import load_plans
 from runtime.settings import StarterSettings
 from starter import accounts, clicks, health, referrals, signups, stripe_webhooks, usage
 from starter.access import AccessLog
+from starter.bodies import BodyLimit
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
 from starter.services import Services
@@ -57,6 +58,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
+    app.add_middleware(BodyLimit)
     app.add_middleware(AccessLog, metrics=metrics)
     handle_problems(app)
     for module in (clicks, accounts, signups, referrals, usage, stripe_webhooks, health):

@@ -72,6 +72,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_CODES = {413: "Content Too Large"}
+"""What Python called otherwise before 3.13."""
+
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _COME_AGAIN = {"Retry-After": "2"}
 
@@ -112,7 +115,8 @@ def handle_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(_: Request, error: HTTPException) -> Response:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        phrase = _CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "-")
         return problem(error.status_code, code, str(error.detail), error.headers)
 
     @app.exception_handler(NotAPaidSubscriberError)
