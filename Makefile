@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-# make run: ONCE=1 stops after the walk; the ports and the Temporal binary can be named.
+# make run: ONCE=1 stops after the walk; ARGS="--port 8001 --temporal temporal" takes any option of `referrals dev`.
 ONCE ?=
-RUN_OPTIONS := $(if $(ONCE),--once)
+ARGS ?=
+RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint format requirements clean
