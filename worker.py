@@ -43,6 +43,14 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
     )
 
 
+def workflow_runner() -> SandboxedWorkflowRunner:
+    """The sandbox that runs are carried out in."""
+    # The rules and messages are pure and light; loading them anew for each run would only cost time.
+    return SandboxedWorkflowRunner(
+        restrictions=SandboxRestrictions.default.with_passthrough_modules("program", "workflows")
+    )
+
+
 def build_worker(
     client: Client,
     task_queue: str,
@@ -58,10 +66,7 @@ def build_worker(
         task_queue=task_queue,
         workflows=[ReferralWorkflow],
         activities=[steps.attribute_signup, steps.credit_both, steps.expire_bonuses],
-        # The rules and messages are pure and light; loading them anew for each run would only cost time.
-        workflow_runner=SandboxedWorkflowRunner(
-            restrictions=SandboxRestrictions.default.with_passthrough_modules("program", "workflows")
-        ),
+        workflow_runner=workflow_runner(),
         deployment_config=versions,
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,

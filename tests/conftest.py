@@ -31,6 +31,12 @@ from workflows.messages import SEARCH_ATTRIBUTES
 
 BIN = Path(sys.executable).parent
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that `tests/test_replay.py` explains."""
+    parser.addoption("--record-histories", action="store_true", help="record the histories of this version anew")
+
+
 _databases = itertools.count(1)
 
 
@@ -174,6 +180,13 @@ def dev_server() -> Iterator[str]:
             yield environment.client.service_client.config.target_host
         finally:
             loop.run(environment.shutdown())
+
+
+@pytest.fixture
+async def short_histories_world(database: Database, plans: Plans, clock: Clock) -> AsyncIterator[World]:
+    """The program on a real Temporal server that soon suggests to continue in a new run; no worker runs."""
+    async with await start_dev_server("--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=20") as server:
+        yield World(database, plans, server, clock)
 
 
 @pytest.fixture

@@ -1,0 +1,95 @@
+"""What a referral costs in Temporal: events and bytes of its history, as the real server counts them.
+
+`pytest tests/test_history_budget.py -s` prints the figures.
+"""
+
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+
+from program.referral import Stage
+from tests.scenarios import SECOND, credited
+from tests.support import Member, World
+from workflows import messages
+from workflows.messages import PaymentReported
+
+DAY = timedelta(days=1)
+MOST_EVENTS = 45
+MOST_BYTES = 10_000
+MOST_BYTES_OF_A_CLICK = 800
+
+
+async def _cost(world: World, referral_id: str) -> tuple[int, int]:
+    info = (await world.handle(referral_id).describe()).raw_description.workflow_execution_info
+    return info.history_length, info.history_size_bytes
+
+
+@pytest.fixture
+async def referrer(live_idle_world: World) -> Member:
+    """A referrer with an account id of the length that a UUID has."""
+    world = live_idle_world
+    name = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    return await world.subscriber(name[:-5], started=10 * DAY, length=10 * DAY - timedelta(hours=1))
+
+
+async def test_a_waiting_click_costs_one_event_and_wakes_no_worker(live_idle_world: World, referrer: Member) -> None:
+    world = live_idle_world
+    click = await world.click(referrer, ago=97 * DAY - 4 * SECOND)
+    async with world.worker():
+        events, size = await _cost(world, click.referral_id)
+        assert events == 1
+        assert size <= MOST_BYTES_OF_A_CLICK
+        print(f"a waiting click: {events} event, {size} bytes")
+        [started] = await world.events(click.referral_id)
+        delay = started.workflow_execution_started_event_attributes.first_workflow_task_backoff.ToTimedelta()
+        assert (
+            abs(click.window.lapses_at - started.event_time.ToDatetime(click.window.lapses_at.tzinfo) - delay) < SECOND
+        )
+        # A plain signal is kept, and ends nothing.
+        await world.handle(click.referral_id).signal(messages.PAYMENT, PaymentReported("evt_1"))
+        state = await world.outcome(click.referral_id)
+    assert (state.stage, state.payments_reported) == (Stage.LAPSED, 1)
+    kinds = [event.event_type for event in await world.events(click.referral_id)]
+    assert kinds[:2] == [
+        EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,
+        EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED,
+    ]
+    first_task = (await world.events(click.referral_id))[2]
+    assert first_task.event_time.ToDatetime(click.window.lapses_at.tzinfo) >= click.window.lapses_at
+    events, size = await _cost(world, click.referral_id)
+    print(f"lapsed without a signup: {events} events, {size} bytes")
+    assert events <= 10
+
+
+async def test_a_signup_ends_the_wait_of_a_click_at_once(live_idle_world: World, referrer: Member) -> None:
+    world = live_idle_world
+    click = await world.click(referrer)
+    friend = await world.member("friend")
+    async with world.worker():
+        await world.sign_up(click, referrer, friend)
+        await world.reaches(click.referral_id, Stage.SIGNED_UP)
+
+
+async def test_a_whole_referral_stays_within_its_budget(live_idle_world: World, referrer: Member) -> None:
+    """From click to both expiries, each at a time of its own, with a payment that is told twice."""
+    world = live_idle_world
+    async with world.worker():
+        click = await world.click(referrer)
+        friend = await world.member("7c9e6679-7425-40de-944b-e07fc1f", created_at=await world.clock.now())
+        await world.sign_up(click, referrer, friend)
+        await world.reaches(click.referral_id, Stage.SIGNED_UP)
+        await credited(world, click.referral_id, referrer, friend, 3 * SECOND, 5 * SECOND)
+        await world.handle(click.referral_id).signal(messages.PAYMENT, PaymentReported("evt_1RtZ8kLkdIwHu7ixAbCdEfGh"))
+        state = await world.outcome(click.referral_id)
+        assert state.stage is Stage.SETTLED
+    events, size = await _cost(world, click.referral_id)
+    print(f"a whole referral: {events} events, {size} bytes")
+    kinds = Counter(EventType.Name(event.event_type) for event in await world.events(click.referral_id))
+    print("\n".join(f"  {number:3} {kind.removeprefix('EVENT_TYPE_').lower()}" for kind, number in kinds.most_common()))
+    assert events <= MOST_EVENTS
+    assert size <= MOST_BYTES
+    # The steps were taken within the run's own tasks.
+    assert kinds["EVENT_TYPE_ACTIVITY_TASK_SCHEDULED"] == 0
+    assert kinds["EVENT_TYPE_MARKER_RECORDED"] == 4

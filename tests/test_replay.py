@@ -1,0 +1,199 @@
+"""Recorded histories are replayed: a change of the workflow that a run under way would not survive fails here.
+
+The histories of every released version stand under `tests/histories/<version>/`, one for each way that a referral can
+go (`tests/scenarios.py`), and are never changed. To record those of the version in `pyproject.toml`:
+
+    .venv/bin/pytest tests/test_replay.py --record-histories
+
+and the history of one run of any namespace (`TEMPORAL_ADDRESS` …):
+
+    .venv/bin/referrals record-history referral-0123456789abcdef tests/histories/<version>/<name>.json
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import socket
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import workflow
+from temporalio.client import WorkflowExecutionStatus, WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from temporalio.workflow import NondeterminismError
+
+from cli.record import RECORDED, record_history
+from runtime.settings import PROJECT
+from tests.scenarios import SCENARIOS, SECOND, Trouble, credited, signed_up
+from tests.support import World, until
+from worker import workflow_runner
+from workflows import messages
+from workflows.messages import PaymentReported, ReferralStart, ReferralState
+from workflows.referral import ReferralWorkflow
+
+HISTORIES = PROJECT / "tests" / "histories"
+CONTINUED = "settled_in_several_runs"
+
+
+def recorded() -> list[Path]:
+    return sorted(HISTORIES.glob("*/*.json"))
+
+
+every_recorded_run = pytest.mark.parametrize("file", recorded(), ids=lambda file: f"{file.parent.name}-{file.stem}")
+
+
+def read(file: Path) -> WorkflowHistory:
+    return WorkflowHistory.from_json(file.stem, file.read_text(encoding="utf-8"))
+
+
+def replayer(*workflows: type, sandboxed: bool = True) -> Replayer:
+    return Replayer(
+        workflows=workflows or [ReferralWorkflow],
+        data_converter=pydantic_data_converter,
+        workflow_runner=workflow_runner() if sandboxed else UnsandboxedWorkflowRunner(),
+    )
+
+
+@every_recorded_run
+async def test_a_recorded_run_can_still_be_replayed(file: Path) -> None:
+    await replayer().replay_workflow(read(file))
+
+
+async def test_every_way_that_a_referral_can_go_is_on_record(
+    live_idle_world: World, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each scenario is lived through now, and what is recorded of it can be replayed."""
+    folder = record_into(request, tmp_path)
+    world, trouble = live_idle_world, Trouble()
+    async with world.worker(trouble):
+        ids = await asyncio.gather(*(tell(world, trouble) for tell in SCENARIOS.values()))
+        for name, referral_id in zip(SCENARIOS, ids, strict=True):
+            await record_history(world.environment.client, messages.workflow_id(referral_id), folder / f"{name}.json")
+    for name in SCENARIOS:
+        await replayer().replay_workflow(read(folder / f"{name}.json"))
+    assert {file.stem for file in recorded()} >= set(SCENARIOS), "a scenario has no recorded history"
+
+
+async def test_a_run_that_went_on_in_others_is_on_record(
+    short_histories_world: World, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = record_into(request, tmp_path)
+    world = short_histories_world
+    client = world.environment.client
+    async with world.worker():
+        referral_id, referrer, friend = await signed_up(world)
+        handle = world.handle(referral_id)
+        first = (await handle.describe()).run_id
+        for number in range(1, 4):
+            await handle.signal(messages.PAYMENT, PaymentReported(f"evt_{number}"))
+            await until(lambda: world.state(referral_id), lambda state, n=number: state.payments_looked_at == n)  # type: ignore[misc]
+        await until(handle.describe, lambda described: described.run_id != first)
+        await credited(world, referral_id, referrer, friend, 3 * SECOND, 5 * SECOND)
+        await world.outcome(referral_id)
+        runs = [run async for run in client.list_workflows(f"WorkflowId = '{handle.id}'")]
+        runs.sort(key=lambda run: run.start_time)
+        assert {run.status for run in runs[:-1]} == {WorkflowExecutionStatus.CONTINUED_AS_NEW}
+        for number, run in enumerate(runs, start=1):
+            await record_history(client, run.id, folder / f"{CONTINUED}_{number}.json", run.run_id)
+    for file in folder.glob(f"{CONTINUED}_*.json"):
+        await replayer().replay_workflow(read(file))
+    assert any(file.stem.startswith(CONTINUED) for file in recorded()), "a scenario has no recorded history"
+
+
+def record_into(request: pytest.FixtureRequest, otherwise: Path) -> Path:
+    if request.config.getoption("--record-histories"):
+        return HISTORIES / version("kallyai-referrals")
+    return otherwise
+
+
+def _endings() -> Iterator[tuple[str, str | None]]:
+    for file in recorded():
+        last = read(file).events[-1]
+        kind = str(last.WhichOneof("attributes")).removeprefix("workflow_execution_").removesuffix("_event_attributes")
+        stage = None
+        if kind == "completed":
+            [payload] = last.workflow_execution_completed_event_attributes.result.payloads
+            stage = json.loads(payload.data)["stage"]
+        yield kind, stage
+
+
+def test_the_recorded_runs_end_in_every_way_that_there_is() -> None:
+    assert set(_endings()) == {
+        ("completed", "settled"),
+        ("completed", "lapsed"),
+        ("completed", "refused"),
+        ("continued_as_new", None),
+        ("canceled", None),
+    }
+
+
+@workflow.defn(name=messages.WORKFLOW)
+class Altered(ReferralWorkflow):
+    """The same with one more command, and no gate."""
+
+    @workflow.init
+    def __init__(self, start: ReferralStart) -> None:
+        super().__init__(start)
+
+    @workflow.run
+    async def run(self, start: ReferralStart) -> ReferralState:
+        workflow.upsert_memo({"one_more": "command"})
+        return await super().run(start)
+
+
+@workflow.defn(name=messages.WORKFLOW)
+class Gated(ReferralWorkflow):
+    """The same change behind a gate."""
+
+    @workflow.init
+    def __init__(self, start: ReferralStart) -> None:
+        super().__init__(start)
+
+    @workflow.run
+    async def run(self, start: ReferralStart) -> ReferralState:
+        if workflow.patched("one-more-command"):
+            workflow.upsert_memo({"one_more": "command"})
+        return await super().run(start)
+
+
+@every_recorded_run
+async def test_a_change_of_the_commands_without_a_gate_is_noticed(file: Path) -> None:
+    with pytest.raises(NondeterminismError):
+        await replayer(Altered, sandboxed=False).replay_workflow(read(file))
+    await replayer(Gated, sandboxed=False).replay_workflow(read(file))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a history, payloads decoded."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _texts(one)
+            if key == "data" and isinstance(one, str):
+                try:
+                    yield base64.b64decode(one, validate=True).decode()
+                except (binascii.Error, UnicodeDecodeError):
+                    continue
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
+
+
+@every_recorded_run
+def test_rule_24_a_recorded_history_names_no_person_and_no_machine(file: Path) -> None:
+    document = json.loads(file.read_text(encoding="utf-8"))
+    texts = list(_texts(document))
+    assert RECORDED in texts
+    for text in texts:
+        assert "@" not in text, text
+        assert "example.com" not in text, text
+        assert not text.startswith("/"), text
+        assert str(PROJECT) not in text, text
+        assert f"{socket.gethostname()}" not in text.split("@"), text
+        assert "127.0.0.1" not in text, text
