@@ -128,6 +128,28 @@ def setup_temporal() -> None:
         raise _fail(error) from None
 
 
+@app.command()
+def record_history(
+    workflow_id: Annotated[str, typer.Argument(help="Of the referral's run: referral-…")],
+    file: Annotated[Path, typer.Argument(help="Written anew, as JSON.")],
+    run_id: Annotated[str | None, typer.Option(help="One run of several. [default: the newest]")] = None,
+) -> None:
+    """Write a run's history into a file that can be replayed, without names of machines (TEMPORAL_ADDRESS …)."""
+    from temporalio.service import RPCError
+
+    from cli.record import record_history as record
+    from runtime.temporal import connect
+
+    async def write() -> None:
+        events = await record(await connect(), workflow_id, file, run_id)
+        typer.echo(f"{events} events of {workflow_id} are in {file}")
+
+    try:
+        asyncio.run(write())
+    except (RuntimeError, RPCError, OSError) as error:
+        raise _fail(error) from None
+
+
 def main() -> NoReturn:
     """Run the console script, and end the way a program with a Temporal client ends best."""
     from runtime.temporal import leave

@@ -14,6 +14,7 @@ import asyncio
 import base64
 import binascii
 import json
+import os
 import socket
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from temporalio.workflow import NondeterminismError
 
 from cli.record import RECORDED, record_history
 from runtime.settings import PROJECT
+from tests.conftest import BIN
 from tests.scenarios import SCENARIOS, SECOND, Trouble, credited, signed_up
 from tests.support import World, until
 from worker import workflow_runner
@@ -103,6 +105,34 @@ async def test_a_run_that_went_on_in_others_is_on_record(
     for file in folder.glob(f"{CONTINUED}_*.json"):
         await replayer().replay_workflow(read(file))
     assert any(file.stem.startswith(CONTINUED) for file in recorded()), "a scenario has no recorded history"
+
+
+async def test_the_command_records_any_run_of_a_namespace(
+    live_idle_world: World, dev_server: str, tmp_path: Path
+) -> None:
+    world, file = live_idle_world, tmp_path / "new" / "click.json"
+    click = await world.click(await world.subscriber())
+
+    async def referrals(*arguments: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            BIN / "referrals",
+            "record-history",
+            *arguments,
+            env={**os.environ, "TEMPORAL_ADDRESS": dev_server},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+    status, said = await referrals(messages.workflow_id(click.referral_id), str(file))
+    assert status == 0, said
+    [event] = read(file).events
+    assert event.workflow_execution_started_event_attributes.identity == RECORDED
+    status, said = await referrals("referral-of-nobody", str(file))
+    assert status == 1
+    assert said.startswith("referrals: ")
+    assert "Traceback" not in said
 
 
 def record_into(request: pytest.FixtureRequest, otherwise: Path) -> Path:
