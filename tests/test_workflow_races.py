@@ -99,6 +99,24 @@ async def test_rules_3_and_6_five_payments_during_the_credit_are_one_credit(idle
     assert [lot.minutes for lot in await world.lots(referrer)] == [90]
 
 
+async def test_rule_14_a_payment_that_comes_while_nothing_is_found_yet_is_not_lost(idle_world: World) -> None:
+    world = idle_world
+    referrer = await world.subscriber()
+    click = await world.click(referrer)
+    friend = await world.member("friend")
+
+    async def pay() -> None:
+        await world.pay(friend)
+
+    looked_in_vain = AtStep("credit_both", after=pay)
+    async with world.worker(looked_in_vain):
+        await world.sign_up(click, referrer, friend)
+        await world.reaches(click.referral_id, Stage.SIGNED_UP)
+        await world.handle(click.referral_id).signal(messages.PAYMENT, PaymentReported("evt_of_a_trial"))
+        await world.reaches(click.referral_id, Stage.CREDITED)
+    assert looked_in_vain.happened
+
+
 @pytest.mark.parametrize(
     ("referrers_end", "friends_end", "expected"),
     [
@@ -275,6 +293,12 @@ async def test_rule_9_a_cycle_that_moves_while_the_other_bonus_expires(idle_worl
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
         await world.pay(friend, length=15 * DAY)
         await world.reaches(click.referral_id, Stage.CREDITED)
+        await world.pass_time(15 * DAY)
+        await until(
+            lambda: world.state(click.referral_id), lambda state: state.bonuses[Role.REFEREE].expires_at == wanted
+        )
+        attributes = (await world.handle(click.referral_id).describe()).typed_search_attributes
+        assert attributes[messages.BONUS_EXPIRES_AT] == wanted
         state = await world.outcome(click.referral_id)
     assert state.stage is Stage.SETTLED
     assert state.bonuses[Role.REFEREE].expires_at == wanted
