@@ -244,7 +244,7 @@ def test_an_invoice_payment_without_an_intent_still_names_its_invoice() -> None:
     document = invoice_payment_paid("in_1", START)
     obj = document["data"]["object"]
     obj |= {"payment": {"type": "charge", "charge": "ch_1"}, "amount_paid": None, "status_transitions": {}}
-    assert facts_of(document) == (InvoicePaymentSeen(obj["id"], "in_1", None, 0, None),)
+    assert facts_of(document) == (InvoicePaymentSeen(obj["id"], "in_1", None, 0, None, "ch_1"),)
 
 
 def test_a_checkout_links_the_customer_to_the_account_that_it_names() -> None:
