@@ -115,7 +115,8 @@ class AtStep(Interceptor):
     """Lets something happen right before or right after the work of a step, the first time that it is taken.
 
     What happens before is inside the step and ahead of its transaction; what happens after, behind its commit and ahead
-    of the run's hearing of it.
+    of the run's hearing of it. A `visible` step is taken as a regular activity, for the local way to it fails: then the
+    run hears of news while the step is under way.
     """
 
     def __init__(
@@ -124,10 +125,12 @@ class AtStep(Interceptor):
         *,
         before: Callable[[], Awaitable[object]] | None = None,
         after: Callable[[], Awaitable[object]] | None = None,
+        visible: bool = False,
     ) -> None:
         self._step = step
         self._before = before
         self._after = after
+        self._visible = visible
         self.happened = False
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -135,8 +138,11 @@ class AtStep(Interceptor):
 
         class Inbound(ActivityInboundInterceptor):
             async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-                if moment.happened or activity.info().activity_type != moment._step:
+                info = activity.info()
+                if moment.happened or info.activity_type != moment._step:
                     return await super().execute_activity(input)
+                if moment._visible and info.is_local:
+                    raise ConnectionError("the local way fails")
                 moment.happened = True
                 if moment._before:
                     await moment._before()

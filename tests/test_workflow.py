@@ -621,6 +621,9 @@ async def test_signals_that_nobody_ought_to_send_do_no_harm(world: World) -> Non
     before = (await world.referral(click.referral_id)).expires_at
     await handle.signal(messages.CYCLE_MOVED, CycleMoved(Role.REFEREE, click.window.clicked_at))
     await handle.signal(messages.CYCLE_MOVED, {"role": "referee", "expires_at": "2199-01-01T00:00:00"})
+    await handle.signal(messages.PAYMENT, PaymentReported("evt_forged_too"))
+    state = await until(lambda: world.state(click.referral_id), lambda state: state.payments_reported == 3)
+    assert {role: bonus.expires_at for role, bonus in state.bonuses.items()} == before
     state = await world.outcome(click.referral_id)
     assert {role: bonus.expires_at for role, bonus in state.bonuses.items()} == before
     assert state.referee == friend.account_id

@@ -99,7 +99,10 @@ async def test_rules_3_and_6_five_payments_during_the_credit_are_one_credit(idle
     assert [lot.minutes for lot in await world.lots(referrer)] == [90]
 
 
-async def test_rule_14_a_payment_that_comes_while_nothing_is_found_yet_is_not_lost(idle_world: World) -> None:
+@pytest.mark.parametrize("visible", [False, True], ids=["local step", "visible step"])
+async def test_rule_14_a_payment_that_comes_while_nothing_is_found_yet_is_not_lost(
+    idle_world: World, visible: bool
+) -> None:
     world = idle_world
     referrer = await world.subscriber()
     click = await world.click(referrer)
@@ -107,8 +110,10 @@ async def test_rule_14_a_payment_that_comes_while_nothing_is_found_yet_is_not_lo
 
     async def pay() -> None:
         await world.pay(friend)
+        if visible:
+            await until(lambda: world.state(click.referral_id), lambda state: state.payments_reported > 1)
 
-    looked_in_vain = AtStep("credit_both", after=pay)
+    looked_in_vain = AtStep("credit_both", after=pay, visible=visible)
     async with world.worker(looked_in_vain):
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
@@ -237,7 +242,8 @@ async def test_news_in_the_very_task_that_ends_the_run_is_heard(idle_world: Worl
     assert (state.stage, state.payments_reported, state.referee) == (Stage.REFUSED, 1, friend.account_id)
 
 
-async def test_rule_9_a_cycle_that_moves_before_the_run_knows_of_its_bonus(idle_world: World) -> None:
+@pytest.mark.parametrize("visible", [False, True], ids=["local step", "visible step"])
+async def test_rule_9_a_cycle_that_moves_before_the_run_knows_of_its_bonus(idle_world: World, visible: bool) -> None:
     """The news comes between the credit's commit and the run's hearing of it, and so to a run without a bonus."""
     world = idle_world
     referrer = await world.subscriber(started=20 * DAY)
@@ -257,7 +263,7 @@ async def test_rule_9_a_cycle_that_moves_before_the_run_knows_of_its_bonus(idle_
             )
         )
 
-    async with world.worker(AtStep("credit_both", after=move)):
+    async with world.worker(AtStep("credit_both", after=move, visible=visible)):
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
         await world.pay(friend)
@@ -270,7 +276,8 @@ async def test_rule_9_a_cycle_that_moves_before_the_run_knows_of_its_bonus(idle_
     assert state.bonuses[Role.REFERRER].expired_minutes == 90
 
 
-async def test_rule_9_a_cycle_that_moves_while_the_other_bonus_expires(idle_world: World) -> None:
+@pytest.mark.parametrize("visible", [False, True], ids=["local step", "visible step"])
+async def test_rule_9_a_cycle_that_moves_while_the_other_bonus_expires(idle_world: World, visible: bool) -> None:
     world = idle_world
     referrer = await world.subscriber(started=20 * DAY)
     click = await world.click(referrer)
@@ -287,8 +294,13 @@ async def test_rule_9_a_cycle_that_moves_while_the_other_bonus_expires(idle_worl
                 friend.customer_id, friend.subscription_id, cycle.start, wanted, type_="customer.subscription.updated"
             )
         )
+        if visible:
+            # The run has heard of it before it hears of what expired.
+            await until(
+                lambda: world.state(click.referral_id), lambda state: state.bonuses[Role.REFEREE].expires_at == wanted
+            )
 
-    async with world.worker(AtStep("expire_bonuses", after=move)):
+    async with world.worker(AtStep("expire_bonuses", after=move, visible=visible)):
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
         await world.pay(friend, length=15 * DAY)
