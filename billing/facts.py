@@ -95,9 +95,62 @@ class InvoicePaymentSeen:
     payment_intent_id: str | None
     amount_paid: int
     paid_at: datetime | None
+    charge_id: str | None = None
 
 
-Fact = PeriodPaid | PeriodSeen | SubscriptionEnded | PriceSeen | CustomerLinked | InvoicePaymentSeen
+@dataclass(frozen=True, slots=True)
+class RefundSeen:
+    """A charge was given back, in part or whole; of one charge the greatest amount wins (rules 14 and 20).
+
+    Args:
+        charge_id: the charge.
+        customer_id: whose it is, where Stripe says so.
+        payment_intent_id: the payment that it belongs to: the way to the invoice.
+        amount_refunded: all that was given back of it so far, in the currency's smallest unit.
+    """
+
+    charge_id: str
+    customer_id: str | None
+    payment_intent_id: str | None
+    amount_refunded: int
+
+
+FINAL_DISPUTE = frozenset({"won", "lost", "warning_closed", "prevented"})
+"""The statuses in which a dispute is over. After a lost one an appeal may still be won."""
+
+CLEARED_DISPUTE = frozenset({"won", "warning_closed"})
+"""The statuses in which the payment stands. In any other, one that nobody knows yet included, it is disputed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeSeen:
+    """How a dispute of a charge stood at a time; a final status wins over an open one, else the latest (rule 20).
+
+    Args:
+        dispute_id: the dispute.
+        charge_id: the charge that it is about.
+        payment_intent_id: the payment that the charge belongs to: the way to the invoice.
+        status: Stripe's word for how it stands.
+        seen_at: when it stood so, UTC.
+    """
+
+    dispute_id: str
+    charge_id: str
+    payment_intent_id: str | None
+    status: str
+    seen_at: datetime
+
+
+Fact = (
+    PeriodPaid
+    | PeriodSeen
+    | SubscriptionEnded
+    | PriceSeen
+    | CustomerLinked
+    | InvoicePaymentSeen
+    | RefundSeen
+    | DisputeSeen
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,37 +1,61 @@
 """Applies what Stripe reported, and tells which referrals have to hear of it."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import assert_never
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any, assert_never
 
-from sqlalchemy import case, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.facts import (
+    CLEARED_DISPUTE,
+    FINAL_DISPUTE,
     CustomerLinked,
+    DisputeSeen,
     EventFacts,
     Fact,
     InvoicePaymentSeen,
     PeriodPaid,
     PeriodSeen,
     PriceSeen,
+    RefundSeen,
     SubscriptionEnded,
 )
-from ledger import accounts, referrals
+from ledger import accounts, periods, referrals
 from ledger.database import Transaction
 from ledger.referrals import MovedGrant, OpenReferral
 from ledger.tables import (
     customer,
+    dispute,
     invoice_payment,
     ledger_now,
     paid_period,
     price,
+    referral,
+    refund,
     seen_period,
     stripe_event,
     subscription,
 )
 from program.identity import IdentityHash
 from program.plans import Plans
+
+
+class Reversal(StrEnum):
+    """What became of a qualifying payment (rule 20)."""
+
+    REFUNDED_IN_PART = "refunded-in-part"
+    REFUNDED = "refunded"
+    DISPUTED = "disputed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReversedReferral:
+    """A referral whose qualifying payment was given back or is disputed."""
+
+    referral_id: str
+    reason: Reversal
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +65,12 @@ class News:
     Args:
         payments: referrals for whose referee a payment is on record.
         moved: grants whose expiry moved.
+        reversed: referrals whose qualifying payment was given back or is disputed; each may be named again.
     """
 
     payments: tuple[OpenReferral, ...] = ()
     moved: tuple[MovedGrant, ...] = ()
+    reversed: tuple[ReversedReferral, ...] = ()
 
 
 async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans, hashes: IdentityHash) -> News:
@@ -65,13 +91,93 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         )
         if signalled.scalar_one() is not None:
             return News()
-    # One order for everybody: customers first, by id, then accounts, by id.
-    customers = sorted({fact.customer_id for fact in event.facts if hasattr(fact, "customer_id")})
-    for customer_id in customers:
+    # One order for everybody: payments, then invoices, then customers, then accounts, each by id.
+    invoices = await _lock_invoices(transaction, event.facts)
+    paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
+    customers = paying | await _reversed_customers(transaction, event.facts, invoices)
+    for customer_id in sorted(customers):
         await accounts.lock_customer(transaction, customer_id)
     for fact in sorted(event.facts, key=repr):
         await _apply(transaction, fact, hashes)
-    return await news_of(transaction, customers, plans, again=again)
+    # All accounts at once, so that they are locked by id: a credit under way is over before its referral is looked for.
+    if customers != paying:
+        await accounts.lock(transaction, await _owners(transaction, customers))
+    news = await news_of(transaction, paying, plans, again=again)
+    return replace(news, reversed=await _reversed(transaction, invoices)) if invoices else news
+
+
+def _paying_customer(fact: Fact) -> str | None:
+    """Whose standing or payments a fact is about."""
+    match fact:
+        case PeriodPaid() | PeriodSeen() | SubscriptionEnded() | CustomerLinked():
+            return fact.customer_id
+        case _:
+            return None
+
+
+async def _lock_invoices(transaction: Transaction, told: Iterable[Fact]) -> set[str]:
+    """Lock the payments and the invoices that facts are about, whatever of them is known, and name the invoices.
+
+    A refund, the payment that it is of, and the invoice that the payment is for may come in three transactions at once:
+    whoever comes last has to see the other two.
+    """
+    links = [fact for fact in told if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
+    intents = {fact.payment_intent_id for fact in links if fact.payment_intent_id is not None}
+    charges = {fact.charge_id for fact in links if fact.charge_id is not None}
+    await _lock_names(transaction, "payment", intents | charges)
+    invoices = {fact.invoice_id for fact in told if isinstance(fact, InvoicePaymentSeen | PeriodPaid)}
+    if links:
+        paid_by = or_(invoice_payment.c.payment_intent_id.in_(intents), invoice_payment.c.charge_id.in_(charges))
+        invoices |= set((await transaction.execute(select(invoice_payment.c.invoice_id).where(paid_by))).scalars())
+    await _lock_names(transaction, "invoice", invoices)
+    return invoices
+
+
+async def _lock_names(transaction: Transaction, kind: str, names: Iterable[str]) -> None:
+    """Lock what may have no row yet, by its name."""
+    for name in sorted(names):
+        await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{kind} {name}", 0))))
+
+
+async def _reversed_customers(transaction: Transaction, told: Iterable[Fact], invoices: set[str]) -> set[str]:
+    """Whose payments are given back or disputed; a charge need not name its customer, but its invoice does."""
+    named = {fact.customer_id for fact in told if isinstance(fact, RefundSeen) and fact.customer_id is not None}
+    if not invoices:
+        return named
+    found = await transaction.execute(select(paid_period.c.customer_id).where(paid_period.c.invoice_id.in_(invoices)))
+    return named | set(found.scalars())
+
+
+async def _owners(transaction: Transaction, customers: Iterable[str]) -> list[str]:
+    """The accounts that these customers belong to."""
+    owners = await transaction.execute(
+        select(customer.c.account_id)
+        .where(customer.c.customer_id.in_(sorted(set(customers))), customer.c.account_id.is_not(None))
+        .distinct()
+    )
+    return [owner for owner in owners.scalars() if owner is not None]
+
+
+async def _reversed(transaction: Transaction, invoices: Iterable[str]) -> tuple[ReversedReferral, ...]:
+    """The referrals that these invoices brought a bonus, where the money was given back or is disputed (rule 20)."""
+    rows = await transaction.execute(
+        select(referral.c.referral_id, referral.c.qualifying_invoice, paid_period.c.amount_paid)
+        .join(paid_period, paid_period.c.invoice_id == referral.c.qualifying_invoice)
+        .where(referral.c.qualifying_invoice.in_(invoices))
+        .order_by(referral.c.referral_id)
+    )
+    qualified = rows.all()
+    known = await periods.reversals_of(transaction, [row.qualifying_invoice for row in qualified])
+    found: list[ReversedReferral] = []
+    for row in qualified:
+        reversals = known.get(row.qualifying_invoice, periods.Reversals())
+        if reversals.refunded:
+            whole = reversals.refunded >= row.amount_paid
+            reason = Reversal.REFUNDED if whole else Reversal.REFUNDED_IN_PART
+            found.append(ReversedReferral(row.referral_id, reason))
+        if reversals.disputed:
+            found.append(ReversedReferral(row.referral_id, Reversal.DISPUTED))
+    return tuple(found)
 
 
 async def news_of(transaction: Transaction, customers: Iterable[str], plans: Plans, *, again: bool = False) -> News:
@@ -83,12 +189,7 @@ async def news_of(transaction: Transaction, customers: Iterable[str], plans: Pla
         plans: the plans on sale.
         again: the facts were stored before, and nobody knows who was told: every open grant is named, moved or not.
     """
-    owners = await transaction.execute(
-        select(customer.c.account_id)
-        .where(customer.c.customer_id.in_(sorted(set(customers))), customer.c.account_id.is_not(None))
-        .distinct()
-    )
-    return await _news(transaction, [owner for owner in owners.scalars().all() if owner is not None], plans, again)
+    return await _news(transaction, await _owners(transaction, customers), plans, again)
 
 
 async def news_of_account(transaction: Transaction, account_id: str, plans: Plans) -> News:
@@ -160,6 +261,10 @@ async def _apply(transaction: Transaction, fact: Fact, hashes: IdentityHash) -> 
             await accounts.link_customer(transaction, fact.customer_id, fact.account_id, hashes)
         case InvoicePaymentSeen():
             await _invoice_payment_seen(transaction, fact)
+        case RefundSeen():
+            await _refund_seen(transaction, fact)
+        case DisputeSeen():
+            await _dispute_seen(transaction, fact)
         case _:
             assert_never(fact)
 
@@ -204,10 +309,43 @@ async def _invoice_payment_seen(transaction: Transaction, fact: InvoicePaymentSe
         "payment_intent_id": func.greatest(invoice_payment.c.payment_intent_id, statement.excluded.payment_intent_id),
         "amount_paid": func.greatest(invoice_payment.c.amount_paid, statement.excluded.amount_paid),
         "paid_at": func.least(invoice_payment.c.paid_at, statement.excluded.paid_at),
+        "charge_id": func.greatest(invoice_payment.c.charge_id, statement.excluded.charge_id),
     }
     await transaction.execute(
         statement.on_conflict_do_update(index_elements=[invoice_payment.c.invoice_payment_id], set_=merged)
     )
+
+
+async def _refund_seen(transaction: Transaction, fact: RefundSeen) -> None:
+    statement = insert(refund).values(
+        charge_id=fact.charge_id, payment_intent_id=fact.payment_intent_id, amount_refunded=fact.amount_refunded
+    )
+    new = statement.excluded
+    merged = {
+        "payment_intent_id": func.greatest(refund.c.payment_intent_id, new.payment_intent_id),
+        "amount_refunded": func.greatest(refund.c.amount_refunded, new.amount_refunded),
+    }
+    await transaction.execute(statement.on_conflict_do_update(index_elements=[refund.c.charge_id], set_=merged))
+
+
+async def _dispute_seen(transaction: Transaction, fact: DisputeSeen) -> None:
+    statement = insert(dispute).values(**asdict(fact))
+    new = statement.excluded
+    later = _standing_of_dispute(new) > _standing_of_dispute(dispute.c)
+    merged = {
+        "charge_id": func.greatest(dispute.c.charge_id, new.charge_id),
+        "payment_intent_id": func.greatest(dispute.c.payment_intent_id, new.payment_intent_id),
+        "status": case((later, new.status), else_=dispute.c.status),
+        "seen_at": case((later, new.seen_at), else_=dispute.c.seen_at),
+    }
+    await transaction.execute(statement.on_conflict_do_update(index_elements=[dispute.c.dispute_id], set_=merged))
+
+
+def _standing_of_dispute(columns: Any) -> ColumnElement[Any]:
+    """By what one status goes before another: over before open, then the latest, of one second the one in doubt."""
+    over = case((columns.status.in_(sorted(FINAL_DISPUTE)), 1), else_=0)
+    in_doubt = case((columns.status.in_(sorted(CLEARED_DISPUTE)), 0), else_=1)
+    return tuple_(over, columns.seen_at, in_doubt, columns.status)
 
 
 async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:

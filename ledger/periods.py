@@ -1,14 +1,16 @@
 """What Stripe's facts say of an account: its billing periods, its payments, its prices."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, or_, select
 
+from billing.facts import CLEARED_DISPUTE
 from ledger.database import Transaction
-from ledger.tables import customer, paid_period, price, seen_period, subscription
+from ledger.tables import customer, dispute, invoice_payment, paid_period, price, refund, seen_period, subscription
 from program.cycles import Period
 from program.payments import Line, Payment, plan_paid_for
 from program.plans import Plans, Price
@@ -31,6 +33,19 @@ class KnownPeriods:
     def plan_in(self, period: Period) -> str | None:
         """The plan that was paid for in a period."""
         return self.plans.get((period.subscription, period.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Reversals:
+    """What became of the payment of an invoice.
+
+    Args:
+        refunded: how much of it was given back, in the currency's smallest unit.
+        disputed: whether the payer disputes it.
+    """
+
+    refunded: int = 0
+    disputed: bool = False
 
 
 async def _prices(transaction: Transaction, ids: set[str]) -> dict[str, Price]:
@@ -67,7 +82,76 @@ async def payments_of(transaction: Transaction, account_id: str) -> list[Payment
     """All paid subscription invoices of an account's customers."""
     invoices = await _invoices(transaction, account_id)
     prices = await _prices(transaction, _price_ids(invoices))
-    return [Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices)) for row in invoices]
+    reversals = await reversals_of(transaction, [row.invoice_id for row in invoices])
+    return [
+        Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices), known.refunded, known.disputed)
+        for row in invoices
+        for known in (reversals.get(row.invoice_id, Reversals()),)
+    ]
+
+
+async def reversals_of(transaction: Transaction, invoice_ids: Iterable[str]) -> dict[str, Reversals]:
+    """What was given back or is disputed of these invoices' payments; those of which nothing is are left out."""
+    ids = sorted(set(invoice_ids))
+    if not ids:
+        return {}
+    shared = invoice_payment.alias("shared")
+    of_the_same = shared.c.payment_intent_id == invoice_payment.c.payment_intent_id
+    refunds = await transaction.execute(
+        select(
+            invoice_payment.c.invoice_id,
+            refund.c.charge_id,
+            refund.c.amount_refunded,
+            invoice_payment.c.amount_paid,
+            select(func.sum(shared.c.amount_paid)).where(of_the_same).scalar_subquery().label("paid_together"),
+            select(func.count(shared.c.invoice_id.distinct())).where(of_the_same).scalar_subquery().label("invoices"),
+        )
+        .join(
+            refund,
+            or_(
+                refund.c.payment_intent_id == invoice_payment.c.payment_intent_id,
+                refund.c.charge_id == invoice_payment.c.charge_id,
+            ),
+        )
+        .where(invoice_payment.c.invoice_id.in_(ids))
+    )
+    refunded: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in refunds:
+        refunded[row.invoice_id][row.charge_id] = _share(
+            row.amount_refunded, row.amount_paid, row.paid_together, row.invoices
+        )
+    disputes = await transaction.execute(
+        select(invoice_payment.c.invoice_id)
+        .join(
+            dispute,
+            or_(
+                dispute.c.payment_intent_id == invoice_payment.c.payment_intent_id,
+                dispute.c.charge_id == invoice_payment.c.charge_id,
+            ),
+        )
+        .where(invoice_payment.c.invoice_id.in_(ids), dispute.c.status.not_in(sorted(CLEARED_DISPUTE)))
+    )
+    disputed = set(disputes.scalars())
+    return {
+        invoice_id: Reversals(sum(refunded[invoice_id].values()), invoice_id in disputed)
+        for invoice_id in refunded.keys() | disputed
+    }
+
+
+def _share(refunded: int, paid: int, paid_together: int, invoices: int) -> int:
+    """How much of a refund was one invoice's.
+
+    Of a payment for several invoices nobody knows which one was given back: each was in part, unless all were.
+
+    Args:
+        refunded: how much was given back of the payment.
+        paid: how much the payment paid of this invoice.
+        paid_together: how much it paid of all its invoices.
+        invoices: how many those are; a charge that is no payment intent's is not counted, for it has one.
+    """
+    if invoices <= 1:
+        return refunded
+    return paid if refunded >= paid_together else max(1, min(refunded, paid - 1))
 
 
 async def of_account(transaction: Transaction, account_id: str, plans: Plans) -> KnownPeriods:

@@ -133,8 +133,29 @@ invoice_payment = Table(
     Column("payment_intent_id", Text),
     Column("amount_paid", BigInteger),
     Column("paid_at", _TIME),
+    Column("charge_id", Text),
 )
 """By which payment an invoice was paid: the way from a refund back to its invoice."""
+
+refund = Table(
+    "refund",
+    metadata,
+    Column("charge_id", Text, primary_key=True),
+    Column("payment_intent_id", Text),
+    Column("amount_refunded", BigInteger),
+)
+"""How much of a charge was given back, at most; whose it was is known by its invoice alone."""
+
+dispute = Table(
+    "dispute",
+    metadata,
+    Column("dispute_id", Text, primary_key=True),
+    Column("charge_id", Text),
+    Column("payment_intent_id", Text),
+    Column("status", Text),
+    Column("seen_at", _TIME),
+)
+"""How a dispute of a charge stands, and when it was seen to."""
 
 stripe_event = Table(
     "stripe_event",

@@ -175,3 +175,123 @@ def signed(document: Event, secret: str, timestamp: int | None = None) -> tuple[
     body = json.dumps(document, indent=2)
     header = stripe.WebhookSignature.generate_signature_header(body, secret, timestamp)
     return body.encode(), {"Stripe-Signature": header, "Content-Type": "application/json"}
+
+
+def rendered_for(api_version: str | None, document: Event) -> Event:
+    """An event as Stripe renders it for another API version; between those supported nothing differs that is read."""
+    return document | {"api_version": api_version}
+
+
+def as_before_basil(document: Event, api_version: str | None = "2025-02-24.acacia") -> Event:
+    """An event with its object as it was before 2025-03-31, when Stripe moved most of what is read."""
+    copied: Event = json.loads(json.dumps(document)) | {"api_version": api_version}
+    obj = copied["data"]["object"]
+    match obj["object"]:
+        case "subscription":
+            periods = [
+                (item.pop("current_period_start"), item.pop("current_period_end")) for item in obj["items"]["data"]
+            ]
+            obj["current_period_start"], obj["current_period_end"] = periods[0]
+        case "invoice":
+            details = obj.pop("parent")["subscription_details"]
+            obj |= {"subscription": details["subscription"], "paid": True, "charge": unique("ch")}
+            for each in obj["lines"]["data"]:
+                price = each.pop("pricing")["price_details"]
+                proration = each.pop("parent")["subscription_item_details"]["proration"]
+                each |= {"price": {"id": price["price"], "product": price["product"]}, "proration": proration}
+        case "charge":
+            obj["invoice"] = unique("in")
+    return copied
+
+
+def invoice_unpaid(type_: str, customer: str, subscription_id: str, start: datetime, end: datetime) -> Event:
+    """An invoice of a subscription that nobody paid: one of `invoice.payment_failed`, `.voided` and the like."""
+    status = {"invoice.voided": "void", "invoice.marked_uncollectible": "uncollectible"}.get(type_, "open")
+    document = invoice_paid(customer, subscription_id, start, end, amount_paid=0, total=2900)
+    unpaid = {"status": status, "amount_remaining": 2900, "status_transitions": {"paid_at": None}}
+    return event(type_, document["data"]["object"] | unpaid, start)
+
+
+def paid_by(invoice_id: str, intent: str | None, paid_at: datetime, *, amount: int = 2900, **payment: Any) -> Event:
+    """The payment behind an invoice, by its payment intent, or by what else is said (`charge`, `payment_record`)."""
+    document = invoice_payment_paid(invoice_id, paid_at, amount)
+    kind = next(iter(payment), "payment_intent")
+    document["data"]["object"]["payment"] = {"type": kind} | (payment or {"payment_intent": intent})
+    return document
+
+
+def charge_refunded(
+    intent: str | None,
+    amount_refunded: int,
+    *,
+    customer: str | None = None,
+    amount: int = 2900,
+    charge_id: str | None = None,
+    created: datetime | None = None,
+) -> Event:
+    """A charge of which so much was given back by now."""
+    return event(
+        "charge.refunded",
+        {
+            "id": charge_id or unique("ch"),
+            "object": "charge",
+            "amount": amount,
+            "amount_captured": amount,
+            "amount_refunded": amount_refunded,
+            "refunded": amount_refunded >= amount,
+            "disputed": False,
+            "customer": customer,
+            "payment_intent": intent,
+            "currency": "usd",
+            "status": "succeeded",
+        },
+        created,
+    )
+
+
+def dispute(
+    intent: str | None,
+    status: str,
+    *,
+    dispute_id: str | None = None,
+    charge_id: str = "ch_disputed",
+    type_: str = "created",
+    amount: int = 2900,
+    created: datetime | None = None,
+) -> Event:
+    """A dispute of a charge, as it stands by then."""
+    return event(
+        f"charge.dispute.{type_}",
+        {
+            "id": dispute_id or unique("du"),
+            "object": "dispute",
+            "amount": amount,
+            "balance_transactions": [],
+            "charge": charge_id,
+            "payment_intent": intent,
+            "currency": "usd",
+            "evidence_details": {"due_by": None, "has_evidence": False, "past_due": False, "submission_count": 0},
+            "reason": "fraudulent",
+            "status": status,
+        },
+        created,
+    )
+
+
+def price(
+    price_id: str, lookup_key: str | None, *, product: str = "prod_pro", type_: str = "updated", created: datetime
+) -> Event:
+    """A price, made or changed."""
+    return event(
+        f"price.{type_}",
+        {
+            "id": price_id,
+            "object": "price",
+            "active": True,
+            "lookup_key": lookup_key,
+            "product": product,
+            "recurring": {"interval": "month", "interval_count": 1},
+            "unit_amount": 2900,
+        },
+        created,
+    )

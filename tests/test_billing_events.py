@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from billing.events import HANDLED_TYPES, MalformedEventError, reduce_event
 from billing.facts import (
     CustomerLinked,
+    DisputeSeen,
     EventFacts,
     Fact,
     InvoicePaymentSeen,
@@ -20,15 +21,21 @@ from billing.facts import (
     PeriodPaid,
     PeriodSeen,
     PriceSeen,
+    RefundSeen,
     SubscriptionEnded,
 )
 from tests.stripe_events import (
     Event,
+    charge_refunded,
     checkout_completed,
+    dispute,
     event,
     invoice_paid,
     invoice_payment_paid,
+    invoice_unpaid,
     line,
+    paid_by,
+    price,
     subscription,
 )
 
@@ -55,6 +62,9 @@ def one_of_each() -> list[Event]:
         an_invoice(),
         invoice_payment_paid("in_1", START),
         checkout_completed("cus_1", "account-1"),
+        charge_refunded("pi_1", 900, customer="cus_1", created=START),
+        dispute("pi_1", "needs_response", created=START),
+        price("price_pro", "pro", created=START),
     ]
 
 
@@ -399,3 +409,195 @@ def test_any_value_anywhere_in_a_real_event_is_reduced_or_refused(data: st.DataO
         place = data.draw(st.sampled_from(_places(document)[1:]))
         _set(*place, value=data.draw(JSON))(document)
     _reduces_or_refuses(document)
+
+
+# What becomes of a subscription
+
+LATER = START + timedelta(days=14)
+TRIAL = PeriodSeen("sub_1", "cus_1", "price_pro", START, LATER)
+
+
+def changed(start: datetime, end: datetime, status: str = "active", **changes: Any) -> Event:
+    document = subscription(
+        "cus_1", "sub_1", start, end, status=status, created=START, type_="customer.subscription.updated"
+    )
+    document["data"]["object"] |= changes
+    return document
+
+
+TRANSITIONS: dict[str, tuple[Event, tuple[Fact, ...]]] = {
+    "a trial": (changed(START, LATER, "trialing", trial_end=int(LATER.timestamp())), (PRICE, TRIAL)),
+    "a trial extended": (changed(START, END, "trialing"), (PRICE, SEEN)),
+    "trial to active": (
+        changed(LATER, LATER + timedelta(days=31)),
+        (PRICE, PeriodSeen("sub_1", "cus_1", "price_pro", LATER, LATER + timedelta(days=31))),
+    ),
+    "incomplete": (changed(START, END, "incomplete"), (PRICE,)),
+    "incomplete to active": (changed(START, END), (PRICE, SEEN)),
+    "past due": (changed(START, END, "past_due"), (PRICE, SEEN)),
+    "past due to active": (changed(START, END), (PRICE, SEEN)),
+    "to be cancelled at the end": (
+        changed(START, END, cancel_at_period_end=True, cancel_at=int(END.timestamp()), canceled_at=1),
+        (PRICE, SEEN),
+    ),
+    "paused": (changed(START, LATER, "paused"), (PRICE, TRIAL)),
+    "collection paused": (
+        changed(START, END, pause_collection={"behavior": "void", "resumes_at": None}),
+        (PRICE, SEEN),
+    ),
+    "resumed with a new anchor": (
+        changed(LATER, END + timedelta(days=14)),
+        (PRICE, PeriodSeen("sub_1", "cus_1", "price_pro", LATER, END + timedelta(days=14))),
+    ),
+    "ended": (
+        changed(START, END, "canceled", ended_at=int(LATER.timestamp())),
+        (PRICE, SEEN, SubscriptionEnded("sub_1", "cus_1", LATER)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TRANSITIONS))
+def test_every_transition_of_a_subscription_says_where_it_is_and_whether_it_ended(name: str) -> None:
+    document, expected = TRANSITIONS[name]
+    assert facts_of(document) == expected
+
+
+def test_rule_9_an_upgrade_with_a_new_anchor_begins_a_period_of_the_new_price() -> None:
+    document = subscription("cus_1", "sub_1", LATER, END, plan="power", created=LATER)
+    document["data"]["previous_attributes"] = {"items": a_subscription()["data"]["object"]["items"]}
+    assert facts_of(document) == (
+        PriceSeen("price_power", "power", "prod_power", LATER),
+        PeriodSeen("sub_1", "cus_1", "price_power", LATER, END),
+    )
+
+
+# Invoices, paid and unpaid in every way
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        "invoice.created",
+        "invoice.finalized",
+        "invoice.payment_failed",
+        "invoice.payment_action_required",
+        "invoice.voided",
+        "invoice.marked_uncollectible",
+    ],
+)
+def test_rule_14_an_invoice_that_nobody_paid_is_no_fact(type_: str) -> None:
+    document = invoice_unpaid(type_, "cus_1", "sub_1", START, END)
+    assert reduce_event(document) == EventFacts(document["id"], type_, START, ())
+    assert type_ not in HANDLED_TYPES
+
+
+def test_rule_14_what_was_paid_outside_of_stripe_was_paid() -> None:
+    """`amount_paid` has it, the payment is a record of it, and no charge and no intent stands behind it."""
+    assert facts_of(an_invoice()) == (PAID,)
+    record = paid_by("in_1", None, START, payment_record="pr_1")
+    (fact,) = facts_of(record)
+    assert fact == InvoicePaymentSeen(record["data"]["object"]["id"], "in_1", None, 2900, START)
+
+
+def test_rule_14_what_is_only_said_to_be_paid_outside_of_stripe_was_not() -> None:
+    document = an_invoice(amount_paid=0, total=2900)
+    document["data"]["object"] |= {"amount_paid_off_stripe": 2900, "paid_out_of_band": True}
+    (fact,) = facts_of(document)
+    assert isinstance(fact, PeriodPaid)
+    assert fact.amount_paid == 0
+
+
+def test_rule_14_a_balance_pays_nothing_and_tax_belongs_to_what_is_paid() -> None:
+    document = an_invoice(amount_paid=451, total=3451)
+    taxed = {"starting_balance": -3000, "total_taxes": [{"amount": 551}], "total_excluding_tax": 2900}
+    document["data"]["object"] |= taxed
+    document["data"]["object"]["lines"]["data"][0] |= {"amount": 2900, "taxes": [{"amount": 551}]}
+    (fact,) = facts_of(document)
+    assert isinstance(fact, PeriodPaid)
+    assert (fact.amount_paid, fact.total, fact.lines) == (451, 3451, (PAID_LINE,))
+
+
+def test_rule_14_every_line_is_told_with_the_time_that_it_pays_for() -> None:
+    year = START + timedelta(days=365)
+    lines = [
+        line("pro", START, END, -1450, proration=True),
+        line("power", START, END, 3950, proration=True),
+        line("power", END, year, 79000),
+        line("seats", END, END + timedelta(days=31), 500),
+    ]
+    (fact,) = facts_of(an_invoice(lines=lines, amount_paid=82000))
+    assert isinstance(fact, PeriodPaid)
+    assert fact.lines == (
+        PaidLine("price_pro", "prod_pro", START, END, True, -1450),
+        PaidLine("price_power", "prod_power", START, END, True, 3950),
+        PaidLine("price_power", "prod_power", END, year, False, 79000),
+        PaidLine("price_seats", "prod_seats", END, END + timedelta(days=31), False, 500),
+    )
+
+
+# What is given back, disputed, and sold
+
+
+@pytest.mark.parametrize("amount", [1, 900, 2900])
+def test_rule_20_a_refund_tells_how_much_of_which_payment_was_given_back(amount: int) -> None:
+    document = charge_refunded("pi_1", amount, customer="cus_1", charge_id="ch_1")
+    assert facts_of(document) == (RefundSeen("ch_1", "cus_1", "pi_1", amount),)
+    document["data"]["object"] |= {"customer": {"id": "cus_1"}, "payment_intent": {"id": "pi_1"}}
+    assert facts_of(document) == (RefundSeen("ch_1", "cus_1", "pi_1", amount),)
+
+
+def test_a_charge_need_not_name_its_customer_or_its_intent() -> None:
+    assert facts_of(charge_refunded(None, 900, charge_id="ch_1")) == (RefundSeen("ch_1", None, None, 900),)
+
+
+def test_a_charge_of_which_nothing_was_given_back_says_nothing() -> None:
+    assert facts_of(charge_refunded("pi_1", 0)) == ()
+
+
+@pytest.mark.parametrize("type_", ["created", "updated", "funds_withdrawn", "funds_reinstated", "closed"])
+@pytest.mark.parametrize("status", ["needs_response", "under_review", "won", "lost", "warning_closed", "new_to_us"])
+def test_rule_20_a_dispute_tells_how_it_stands(type_: str, status: str) -> None:
+    document = dispute("pi_1", status, dispute_id="du_1", type_=type_, created=START)
+    assert facts_of(document) == (DisputeSeen("du_1", "ch_disputed", "pi_1", status, START),)
+    document["data"]["object"] |= {"charge": {"id": "ch_disputed", "object": "charge"}, "payment_intent": None}
+    assert facts_of(document) == (DisputeSeen("du_1", "ch_disputed", None, status, START),)
+
+
+@pytest.mark.parametrize("type_", ["created", "updated"])
+def test_a_price_tells_its_key_and_product(type_: str) -> None:
+    document = price("price_pro", "pro", type_=type_, created=START)
+    assert facts_of(document) == (PRICE,)
+    document["data"]["object"] |= {"lookup_key": None, "product": {"id": "prod_pro", "name": SECRET}}
+    assert facts_of(document) == (PriceSeen("price_pro", None, "prod_pro", START),)
+
+
+A_REFUND, A_DISPUTE, A_PRICE = (
+    charge_refunded("pi_1", 900),
+    dispute("pi_1", "lost"),
+    price("price_pro", "pro", created=START),
+)
+BROKEN_REVERSALS: dict[str, tuple[Event, Breaking]] = {
+    "a refund below zero": (A_REFUND, _set(*OBJECT, "amount_refunded", value=-1)),
+    "a refund beyond all money": (A_REFUND, _set(*OBJECT, "amount_refunded", value=2**63)),
+    "a refund of nothing known": (A_REFUND, _set(*OBJECT, "amount_refunded", value=None)),
+    "a charge without an id": (A_REFUND, _set(*OBJECT, "id", value=None)),
+    "a charge of a customer that is a number": (A_REFUND, _set(*OBJECT, "customer", value=7)),
+    "a dispute of no charge": (A_DISPUTE, _set(*OBJECT, "charge", value=None)),
+    "a dispute without a status": (A_DISPUTE, _set(*OBJECT, "status", value=None)),
+    "a dispute with an empty status": (A_DISPUTE, _set(*OBJECT, "status", value="")),
+    "an intent with NUL": (A_DISPUTE, _set(*OBJECT, "payment_intent", value=f"{SECRET}\0")),
+    "a sold price without an id": (A_PRICE, _set(*OBJECT, "id", value=None)),
+    "a version that is a number": (A_PRICE, _set("api_version", value=20261028)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN_REVERSALS))
+def test_a_malformed_reversal_or_price_is_refused(name: str) -> None:
+    document, break_it = BROKEN_REVERSALS[name]
+    document = copy.deepcopy(document)
+    assert facts_of(document)
+    break_it(document)
+    with pytest.raises(MalformedEventError) as refused:
+        reduce_event(document)
+    assert SECRET not in str(refused.value)
+    assert str(refused.value)
