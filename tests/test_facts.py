@@ -29,6 +29,8 @@ from tests.stripe_events import (
     invoice_paid,
     invoice_payment_paid,
     line,
+    paid_by,
+    price,
     subscription,
 )
 from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, copied_database
@@ -432,3 +434,87 @@ async def test_several_customers_in_one_telling_concern_all_their_accounts(books
         paid.append(fact)
     (news,) = await apply(books, EventFacts("evt_reconciled", "reconciled", START, tuple(paid)))
     assert {told.referral_id for told in news.payments} == {referral_id for referral_id, _ in pairs}
+
+
+# What is sold, and how it is paid
+
+
+async def credit_of(books: Books, *told: Event, friend: Member, referral_id: str) -> tuple[str | None, int, str | None]:
+    """What a friend's events bring: the plan, the minutes, and what nobody knows."""
+    await books.report(*told)
+    result = await books.credit(referral_id)
+    assert (result.stage is Stage.CREDITED) is (result.plan is not None)
+    assert len(await books.lots(friend)) == (result.plan is not None)
+    return result.plan, result.minutes, result.needs_attention
+
+
+async def waiting_with_invoice(books: Books, price_id: str, **invoice: Any) -> tuple[str, Member, Event, datetime]:
+    """A referral that waits, and the invoice that its friend pays, of a price with that id."""
+    referral_id, friend = await waiting(books)
+    now = await books.clock.now()
+    of = (friend.customer_id, friend.subscription_id, now, now + MONTH)
+    return referral_id, friend, invoice_paid(*of, plan=price_id.removeprefix("price_"), **invoice), now
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+async def test_rule_14_a_price_sold_keeps_its_plan_when_its_lookup_key_goes_to_another(
+    books: Books, order: tuple[int, ...]
+) -> None:
+    """`transfer_lookup_key`: the new price has the key, the old one is told without it, and is still sold."""
+    referral_id, friend, invoice, _ = await waiting_with_invoice(books, "price_2026")
+    events = [
+        price("price_2026", "pro", type_="created", created=START),
+        price("price_2026", None, created=START + timedelta(seconds=5)),
+        price("price_2027", "pro", type_="created", created=START + timedelta(seconds=5)),
+        invoice,
+    ]
+    told = [events[number] for number in order]
+    assert await credit_of(books, *told, friend=friend, referral_id=referral_id) == ("pro", 90, None)
+
+
+async def test_rule_14_a_price_that_nobody_knows_waits_until_stripe_says_what_it_is(books: Books) -> None:
+    referral_id, friend, invoice, now = await waiting_with_invoice(books, "price_new")
+    plan, minutes, attention = await credit_of(books, invoice, friend=friend, referral_id=referral_id)
+    assert (plan, minutes) == (None, 0)
+    assert attention is not None
+    assert "price_new" in attention
+    known = price("price_new", "power_monthly", created=now)
+    assert await credit_of(books, known, friend=friend, referral_id=referral_id) == ("power", 300, None)
+
+
+async def test_rule_14_a_yearly_price_counts_the_minutes_of_a_month(books: Books) -> None:
+    referral_id, friend = await waiting(books)
+    now = await books.clock.now()
+    of = (friend.customer_id, friend.subscription_id, now, now + timedelta(days=365))
+    yearly = subscription(*of, plan="yearly", lookup_key="pro_yearly")
+    yearly["data"]["object"]["items"]["data"][0]["price"]["recurring"] = {"interval": "year", "interval_count": 1}
+    paid = invoice_paid(*of, plan="yearly", amount_paid=29000)
+    assert await credit_of(books, yearly, paid, friend=friend, referral_id=referral_id) == ("pro", 90, None)
+
+
+async def test_rule_14_of_several_items_and_prorations_the_plan_with_most_minutes_counts(books: Books) -> None:
+    referral_id, friend = await waiting(books)
+    now = await books.clock.now()
+    lines = [
+        line("power", now, now + MONTH, 7900, proration=True),
+        line("seats", now, now + MONTH, 500),
+        line("starter", now, now + MONTH, 900),
+        line("pro", now, now + MONTH, 2900),
+    ]
+    paid = invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, lines=lines, amount_paid=12200)
+    prices = [price(f"price_{key}", key, created=now) for key in ("starter", "pro", "power", "seats")]
+    assert await credit_of(books, *prices, paid, friend=friend, referral_id=referral_id) == ("pro", 90, None)
+
+
+@pytest.mark.parametrize(("amount_paid", "minutes"), [(2900, 90), (1, 90), (0, 0)])
+async def test_rule_14_money_counts_wherever_it_was_paid_and_a_balance_does_not(
+    books: Books, amount_paid: int, minutes: int
+) -> None:
+    """Paid outside of Stripe in whole, in part beside a balance, or by the balance alone."""
+    referral_id, friend, invoice, now = await waiting_with_invoice(books, "price_pro", total=2900)
+    invoice["data"]["object"] |= {"amount_paid": amount_paid, "starting_balance": amount_paid - 2900}
+    told = [price("price_pro", "pro", created=now), invoice]
+    if amount_paid:
+        told.append(paid_by(invoice["data"]["object"]["id"], None, now, amount=amount_paid, payment_record="pr_1"))
+    plan = "pro" if minutes else None
+    assert await credit_of(books, *told, friend=friend, referral_id=referral_id) == (plan, minutes, None)
