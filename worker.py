@@ -23,6 +23,9 @@ from workflows.referral import ReferralWorkflow
 GRACEFUL_SHUTDOWN = timedelta(seconds=20)
 """How long steps under way may take to finish when the worker is told to stop."""
 
+STICKY = timedelta(seconds=3)
+"""How long a run waits for the worker that has it in memory. After a crash, another one takes it up after that."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -70,6 +73,7 @@ def build_worker(
         deployment_config=versions,
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        sticky_queue_schedule_to_start_timeout=STICKY,
     )
 
 
