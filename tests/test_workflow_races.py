@@ -305,7 +305,7 @@ async def test_rule_9_a_cycle_that_moves_while_the_other_bonus_expires(idle_worl
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
         await world.pay(friend, length=15 * DAY)
         await world.reaches(click.referral_id, Stage.CREDITED)
-        await world.pass_time(15 * DAY)
+        await world.pass_time(12 * DAY)
         await until(
             lambda: world.state(click.referral_id), lambda state: state.bonuses[Role.REFEREE].expires_at == wanted
         )
