@@ -513,7 +513,7 @@ async def test_a_step_that_fails_becomes_a_visible_activity_and_is_tried_until_i
 
     [(name, why)] = await until(failing, bool)
     assert name == step
-    assert "permission denied" in why
+    assert "InsufficientPrivilege" in why
     stage = {"attribute_signup": Stage.CLICKED, "credit_both": Stage.SIGNED_UP, "expire_bonuses": Stage.CREDITED}[step]
     assert (await world.referral(referral_id)).stage is stage
     assert (await world.state(referral_id)).stage is stage
