@@ -129,6 +129,14 @@ def test_a_line_whose_price_stands_where_it_did_is_never_left_out_silently() -> 
         reduce_event(document)
 
 
+def test_an_invoice_whose_subscription_stands_where_it_did_is_never_one_of_none() -> None:
+    document = copy.deepcopy(INVOICE)
+    invoice = document["data"]["object"]
+    invoice["subscription"] = invoice.pop("parent")["subscription_details"]["subscription"]
+    with pytest.raises(MalformedEventError, match=r"subscription stands where it did before 2025-03-31\.basil"):
+        reduce_event(document)
+
+
 def test_a_long_version_is_not_repeated_whole() -> None:
     with pytest.raises(UnsupportedVersionError) as refused:
         reduce_event(rendered_for("2024-06-20; account_beta=secret", INVOICE))

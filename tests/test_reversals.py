@@ -457,13 +457,38 @@ async def test_rule_20_a_refund_and_the_way_to_its_invoice_at_the_same_time_are_
 
 
 async def test_rule_20_a_refund_waits_for_the_invoice_that_is_just_told(books: Books) -> None:
-    """The invoice is told again while the refund comes in: the customer is known by the invoice alone."""
-    friend, invoice, intent = await books.someone(), unique("in"), unique("pi")
-    await books.report(paid_by(invoice, intent, START))
-    of = (friend.customer_id, friend.subscription_id, START, END)
-    await at_once(books, invoice_paid(*of, invoice_id=invoice), charge_refunded(intent, 900))
-    await books.report(checkout_completed(friend.customer_id, friend.account_id))
-    assert await reversal(books, friend) == (900, False)
+    """Its customer is known by the invoice alone: had it not waited, it would not see the credit, nor the credit it."""
+    referral_id, _, friend = await signed_up(books)
+    now = await books.clock.now()
+    invoice, intent = unique("in"), unique("pi")
+    of = (friend.customer_id, friend.subscription_id, now, now + MONTH)
+    await books.report(subscription(*of), paid_by(invoice, intent, now))
+    applied, done = asyncio.Event(), asyncio.Event()
+
+    async def give_back() -> News:
+        async with books.database.transaction() as transaction:
+            news = await facts.apply_event(
+                transaction, reduce_event(charge_refunded(intent, 2900)), books.plans, HASHES
+            )
+            applied.set()
+            await done.wait()
+        return news
+
+    async def somebody_waits_or(event: asyncio.Event, task: "asyncio.Task[Any]") -> bool:
+        return event.is_set() or await waiting_or_done(books, task)
+
+    async with AsyncExitStack() as stack:
+        transaction = await stack.enter_async_context(books.database.transaction())
+        told = invoice_paid(*of, invoice_id=invoice)
+        await facts.apply_event(transaction, reduce_event(told), books.plans, HASHES)
+        refund = asyncio.create_task(give_back())
+        await until(lambda: somebody_waits_or(applied, refund), bool)
+    await applied.wait()
+    credit = asyncio.create_task(books.credit(referral_id))
+    await until(lambda: waiting_or_done(books, credit), bool)
+    done.set()
+    news, result = await refund, await credit
+    assert (result.stage, bool(news.reversed)) in {(Stage.SIGNED_UP, False), (Stage.CREDITED, True)}
 
 
 async def at_once(books: Books, first: Event, second: Event) -> list[News]:
@@ -478,7 +503,7 @@ async def at_once(books: Books, first: Event, second: Event) -> list[News]:
     return told
 
 
-async def waiting_or_done(books: Books, task: "asyncio.Task[News]") -> bool:
+async def waiting_or_done(books: Books, task: "asyncio.Task[Any]") -> bool:
     """Whether a transaction got as far as it gets: somebody waits for a lock, or it is through."""
     waiting = await books.rows("SELECT 1 FROM pg_locks WHERE NOT granted")
     return task.done() or bool(waiting)
