@@ -24,7 +24,7 @@ class LedgerActivities(ReferralActivities):
     @activity.defn
     async def attribute_signup(self, referral_id: str) -> Attribution:
         """Decide whether the reserved signup counts (rules 10, 15 and 18)."""
-        async with self._database.transaction() as transaction:
+        async with self._database.discreet_transaction() as transaction:
             result = await referrals.attribute(transaction, referral_id)
         _log("signup looked at", referral_id, stage=result.stage, payment_known=result.payment_known)
         # A run that begins anew (a reset, an id taken again) finds the ledger ahead of it, and catches up step by step.
@@ -34,13 +34,14 @@ class LedgerActivities(ReferralActivities):
     @activity.defn
     async def credit_both(self, referral_id: str) -> Credit:
         """Credit both sides, or say why not (yet) (rules 3 to 8)."""
-        async with self._database.transaction() as transaction:
+        async with self._database.discreet_transaction() as transaction:
             result = await referrals.credit_both(transaction, referral_id, self._plans)
         _log("payment looked at", referral_id, stage=result.stage, plan=result.plan, minutes=result.minutes)
         return Credit(
             result.stage,
             result.reason,
             result.needs_attention,
+            result.review_reason,
             result.plan,
             result.minutes,
             result.credited_at,
@@ -50,7 +51,7 @@ class LedgerActivities(ReferralActivities):
     @activity.defn
     async def expire_bonuses(self, referral_id: str) -> Expiry:
         """Expire what is due (rules 7 and 9)."""
-        async with self._database.transaction() as transaction:
+        async with self._database.discreet_transaction() as transaction:
             result = await referrals.expire(transaction, referral_id, self._plans)
         _log("expiry looked at", referral_id, stage=result.stage, expired_minutes=result.expired_minutes)
         return Expiry(

@@ -37,6 +37,7 @@ from billing.facts import (
     RefundSeen,
     SubscriptionEnded,
 )
+from program.identity import ACCOUNT_ID_PATTERN
 
 
 class MalformedEventError(Exception):
@@ -198,6 +199,7 @@ class _InvoicePayment(BaseModel):
 
 
 class _CheckoutSession(BaseModel):
+    mode: str | None = None
     customer: OptionalId = None
     client_reference_id: Text | None = None
 
@@ -293,8 +295,10 @@ def _of_invoice_payment(event: _Event) -> Iterator[Fact]:
 
 def _of_checkout(event: _Event) -> Iterator[Fact]:
     session = _CheckoutSession.model_validate(event.data.object)
-    if session.customer and session.client_reference_id:
-        yield CustomerLinked(session.customer, session.client_reference_id)
+    # A single purchase has references of its own, and what is no account's id names no account.
+    account_id = session.client_reference_id or ""
+    if session.customer and session.mode != "payment" and re.fullmatch(ACCOUNT_ID_PATTERN, account_id):
+        yield CustomerLinked(session.customer, account_id)
 
 
 def _of_charge(event: _Event) -> Iterator[Fact]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
@@ -118,12 +118,26 @@ async def lock_customer(transaction: Transaction, customer_id: str) -> str | Non
     return owner
 
 
-async def link_customer(transaction: Transaction, customer_id: str, account_id: str, hashes: IdentityHash) -> None:
-    """Say that a Stripe customer belongs to an account. The first account linked keeps it (rule 18)."""
+async def link_customer(
+    transaction: Transaction, customer_id: str, account_id: str, hashes: IdentityHash, *, reported: bool = False
+) -> None:
+    """Say that a Stripe customer belongs to an account. The first account linked keeps it (rule 18).
+
+    Args:
+        transaction: within which.
+        customer_id: the customer.
+        account_id: the account.
+        hashes: for what outlives the account.
+        reported: the backend itself says so. That outweighs a name that no account was ever reported under, which
+            anybody can put into a checkout's address.
+    """
     await lock_customer(transaction, customer_id)
+    free: ColumnElement[bool] = customer.c.account_id.is_(None)
+    if reported:
+        free = or_(free, ~exists().where(account.c.account_id == customer.c.account_id))
     await transaction.execute(
         customer.update()
-        .where(customer.c.customer_id == customer_id, customer.c.account_id.is_(None))
+        .where(customer.c.customer_id == customer_id, free)
         .values(account_id=account_id, linked_at=ledger_now())
     )
     await _remember(transaction, "customer", hashes.customer(customer_id), account_id)
@@ -140,7 +154,9 @@ async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) 
     """
     email_hash = hashes.email(profile.email)
     if profile.customer_id is not None:
-        await link_customer(transaction, profile.customer_id, profile.account_id, hashes)
+        await link_customer(transaction, profile.customer_id, profile.account_id, hashes, reported=True)
+    # Of two accounts with one e-mail, one is there before the other (rule 10): they take turns.
+    await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(email_hash.hex(), 0))))
     await lock(transaction, [profile.account_id])
     statement = insert(account).values(
         account_id=profile.account_id,
@@ -173,7 +189,10 @@ async def _remember(transaction: Transaction, kind: str, digest: bytes, account_
 
 
 async def known_before(transaction: Transaction, kind: str, account_id: str) -> bool:
-    """Whether an e-mail (`email`) or a Stripe customer (`customer`) of an account was another's before it (rule 10)."""
+    """Whether an e-mail (`email`) or a Stripe customer (`customer`) of an account was another's before it (rule 10).
+
+    A name that no account was ever reported under does not count.
+    """
     own, other = identity.alias("own"), identity.alias("other")
     found = await transaction.execute(
         select(
@@ -183,6 +202,7 @@ async def known_before(transaction: Transaction, kind: str, account_id: str) -> 
                 other.c.kind == kind,
                 other.c.hash == own.c.hash,
                 other.c.account_id != account_id,
+                exists().where(account.c.account_id == other.c.account_id),
                 or_(
                     other.c.first_seen_at < own.c.first_seen_at,
                     and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),

@@ -5,12 +5,17 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ledger.tables import ledger_now
 
 Transaction = AsyncConnection
 """A transaction under way. Everything done with it is seen by others together, or not at all."""
+
+
+class TransactionFailedError(Exception):
+    """The database refused, or could not be reached. Says which error it was, never what it was about (rule 24)."""
 
 
 class Database:
@@ -30,19 +35,43 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=10,
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
         )
+        self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._offset = offset
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
         """One transaction: committed at the end of the block, undone if the block raises."""
-        async with self._engine.begin() as transaction:
+        engine = self._snapshots if snapshot else self._engine
+        async with engine.begin() as transaction:
             if self._offset is not None:
                 await transaction.execute(
                     text("SELECT set_config('referrals.clock_offset', :offset, true)"),
                     {"offset": f"{self._offset().total_seconds()} seconds"},
                 )
+            yield transaction
+
+    @asynccontextmanager
+    async def discreet_transaction(self) -> AsyncIterator[Transaction]:
+        """One transaction whose failure may be written into a history: the error tells nothing of the data (rule 24).
+
+        Raises:
+            TransactionFailedError: the database refused, or could not be reached.
+        """
+        try:
+            async with self.transaction() as transaction:
+                yield transaction
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            state = getattr(cause, "sqlstate", None)
+            raise TransactionFailedError(type(cause).__name__ + (f" (SQLSTATE {state})" if state else "")) from None
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Transaction]:
+        """A transaction for reading, all of whose queries see one and the same moment."""
+        async with self.transaction(snapshot=True) as transaction:
             yield transaction
 
     async def close(self) -> None:

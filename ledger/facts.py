@@ -204,7 +204,10 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     for account_id in sorted(concerned):
         moved += await referrals.move_expiries(transaction, account_id, plans, again=again)
         waiting = await referrals.awaiting_payment(transaction, account_id)
-        if waiting and await _has_paid(transaction, account_id):
+        # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
+        if waiting and (
+            await _has_paid(transaction, account_id) or await accounts.known_before(transaction, "customer", account_id)
+        ):
             payments += waiting
     return News(tuple(payments), tuple(moved))
 

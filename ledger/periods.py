@@ -177,7 +177,8 @@ async def of_account(transaction: Transaction, account_id: str, plans: Plans) ->
             continue
         plan = plan_paid_for(Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices)), plans)
         for line in row.lines:
-            if plan is not None and plans.sold_by(_known(prices, line)) is not None:
+            # What gives money back reaches to the end of a period that is over with it.
+            if plan is not None and line["amount"] >= 0 and plans.sold_by(_known(prices, line)) is not None:
                 start = datetime.fromisoformat(line["start"])
                 periods.append(Period(row.subscription_id, start, datetime.fromisoformat(line["end"]), paid=True))
                 paid_plans[row.subscription_id, start] = plan.id

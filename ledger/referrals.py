@@ -15,7 +15,7 @@ from ledger.database import Transaction
 from ledger.tables import account, entry, grant, ledger_now, referral, referral_event
 from program.cycles import bonus_expiry, expired, moved_expiry
 from program.eligibility import LAPSED_WORDS, Signup, refusal_before_credit, refusal_of_signup
-from program.payments import UnknownPriceError, first_qualifying_payment
+from program.payments import Attention, UnknownPriceError, first_qualifying_payment
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
 
@@ -78,6 +78,7 @@ class CreditResult:
     stage: Stage
     reason: str | None = None
     needs_attention: str | None = None
+    review_reason: Attention | None = None
     plan: str | None = None
     minutes: int = 0
     credited_at: datetime | None = None
@@ -101,6 +102,7 @@ class OpenReferral:
     referrer_id: str
     referee_id: str
     window: AttributionWindow
+    stage: Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ async def _move(
     await transaction.execute(
         referral.update()
         .where(referral.c.referral_id == referral_id)
-        .values(stage=stage, reason=reason, needs_attention=None, **values)
+        .values(stage=stage, reason=reason, needs_attention=None, review_reasons=[], **values)
     )
     await transaction.execute(
         referral_event.insert().values(referral_id=referral_id, stage=stage, reason=reason, at=at)
@@ -287,17 +289,21 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans) 
     refusal = refusal_before_credit(await _signup(transaction, row))
     if refusal is not None:
         await _move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal)
+        # It counted as invited since it was attributed; a refused one does not (rules 10 and 12).
+        await transaction.execute(
+            account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited - 1)
+        )
         return CreditResult(Stage.REFUSED, refusal.words)
     try:
         qualifying = first_qualifying_payment(await periods.payments_of(transaction, row.referee_id), plans)
     except UnknownPriceError as error:
         attention = f"Paid, but no plan is known for {', '.join(sorted(error.prices))}: add it to the plans."
-        await transaction.execute(
-            referral.update().where(referral.c.referral_id == referral_id).values(needs_attention=attention)
-        )
-        return CreditResult(Stage.SIGNED_UP, needs_attention=attention)
+        return await _wait_for(transaction, referral_id, Attention.UNKNOWN_PRICE, attention)
     if qualifying is None:
-        return CreditResult(Stage.SIGNED_UP)
+        return await _wait_for(transaction, referral_id, None, None)
+    if qualifying.payment.doubtful:
+        attention = f"The payment {qualifying.payment.invoice} was refunded in part or is disputed: held."
+        return await _wait_for(transaction, referral_id, Attention.DOUBTFUL_PAYMENT, attention)
     plan = qualifying.plan
     expires_at: dict[Role, datetime] = {}
     for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id)):
@@ -318,6 +324,19 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans) 
         credited_at=at,
     )
     return CreditResult(Stage.CREDITED, plan=plan.id, minutes=plan.bonus, credited_at=at, expires_at=expires_at)
+
+
+async def _wait_for(
+    transaction: Transaction, referral_id: str, review_reason: Attention | None, attention: str | None
+) -> CreditResult:
+    """Leave a referral where it is, and say what it needs to go on, if it needs anything."""
+    reasons = [review_reason] if review_reason else []
+    await transaction.execute(
+        referral.update()
+        .where(referral.c.referral_id == referral_id)
+        .values(needs_attention=attention, review_reasons=reasons)
+    )
+    return CreditResult(Stage.SIGNED_UP, needs_attention=attention, review_reason=review_reason)
 
 
 async def _grant(
@@ -473,4 +492,6 @@ async def awaiting_payment(transaction: Transaction, account_id: str) -> list[Op
             )
         )
     )
-    return [OpenReferral(row.referral_id, row.referrer_id, row.referee_id, _window(row)) for row in rows]
+    return [
+        OpenReferral(row.referral_id, row.referrer_id, row.referee_id, _window(row), Stage(row.stage)) for row in rows
+    ]

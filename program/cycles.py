@@ -11,6 +11,10 @@ RENEWAL_GRACE = timedelta(days=3)
 """How long an account still counts as a paid subscriber after a paid period: Stripe collects a renewal late."""
 
 
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""How much later than now a cycle that is paid for may begin: Stripe's clock may be ahead of the ledger's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Period:
     """One billing period of a subscription to a plan, from `start` up to, but without, `end` (both UTC).
@@ -64,6 +68,13 @@ def _over(subscription: str, now: datetime, ended: Mapping[str, datetime]) -> bo
     return subscription in ended and ended[subscription] <= now
 
 
+def _cycle_of_credit(credited_at: datetime, periods: Iterable[Period]) -> Period | None:
+    """The cycle that an account is in when it is credited; one paid for already may begin by a clock that is ahead."""
+    known = list(periods)
+    begins = [p for p in paid_periods(known) if credited_at < p.start <= credited_at + CLOCKS_DIFFER]
+    return cycle_at(credited_at, known) or min(begins, key=lambda p: (p.start, p.end, p.subscription), default=None)
+
+
 def moved_expiry(expires_at: datetime, credited_at: datetime, periods: Iterable[Period]) -> datetime:
     """Where the periods known now move the expiry of a grant (rule 9).
 
@@ -86,7 +97,7 @@ def bonus_expiry(credited_at: datetime, periods: Iterable[Period]) -> datetime:
     """
     known = list(periods)
     cap = credited_at + LONGEST_BONUS
-    cycle = cycle_at(credited_at, known)
+    cycle = _cycle_of_credit(credited_at, known)
     if cycle is None:
         return cap
     return moved_expiry(min(cycle.end, cap), credited_at, known)

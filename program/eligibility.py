@@ -84,12 +84,17 @@ SELF_REFERRAL: tuple[Check, ...] = (
 ERASED: tuple[Check, ...] = ((Refusal.ACCOUNT_ERASED, lambda signup: signup.erased),)
 """Rule 23: looked at when attributed, and again before the credit."""
 
+NEW_CUSTOMER: tuple[Check, ...] = (
+    (Refusal.KNOWN_CUSTOMER, lambda signup: signup.known_customer),
+    (Refusal.PAID_BEFORE, lambda signup: signup.first_paid_at is not None and signup.first_paid_at < signup.clicked_at),
+)
+"""Rule 10, as far as the Stripe customer tells: who that is may be known only after the signup was attributed."""
+
 NEW_SIGNUP: tuple[Check, ...] = (
     (Refusal.EXISTING_ACCOUNT, lambda signup: not is_new_account(signup.created_at, signup.clicked_at)),
     (Refusal.ALREADY_REFERRED, lambda signup: signup.already_referred),
     (Refusal.KNOWN_EMAIL, lambda signup: signup.known_email),
-    (Refusal.KNOWN_CUSTOMER, lambda signup: signup.known_customer),
-    (Refusal.PAID_BEFORE, lambda signup: signup.first_paid_at is not None and signup.first_paid_at < signup.clicked_at),
+    *NEW_CUSTOMER,
 )
 """Rule 10: looked at when the signup is attributed."""
 
@@ -104,5 +109,5 @@ def refusal_of_signup(signup: Signup) -> Refusal | None:
 
 
 def refusal_before_credit(signup: Signup) -> Refusal | None:
-    """Why an attributed referral cannot be credited after all; none if it can (rules 18 and 23)."""
-    return _first(SELF_REFERRAL + ERASED, signup)
+    """Why an attributed referral cannot be credited after all; none if it can (rules 10, 18 and 23)."""
+    return _first(SELF_REFERRAL + ERASED + NEW_CUSTOMER, signup)

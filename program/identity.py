@@ -4,12 +4,31 @@ import hashlib
 import hmac
 import unicodedata
 
-_DOTS_AND_TAGS = frozenset({"gmail.com"})
+ACCOUNT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+"""An opaque id. An `@` is refused: an e-mail address as an id would end up in histories and logs (rule 24)."""
+
+_IGNORED = {"gmail.com": ".", "proton.me": ".-_"}
+"""Characters that a provider takes for nothing."""
+
 _TAGS = frozenset(
     {
+        "gmail.com",
         "outlook.com",
+        "outlook.de",
+        "outlook.es",
+        "outlook.fr",
+        "outlook.it",
         "hotmail.com",
+        "hotmail.co.uk",
+        "hotmail.de",
+        "hotmail.es",
+        "hotmail.fr",
+        "hotmail.it",
         "live.com",
+        "live.co.uk",
+        "live.de",
+        "live.fr",
+        "live.nl",
         "msn.com",
         "icloud.com",
         "me.com",
@@ -21,7 +40,12 @@ _TAGS = frozenset(
         "zoho.com",
     }
 )
-_SAME_DOMAIN = {"googlemail.com": "gmail.com", "protonmail.com": "proton.me", "pm.me": "proton.me"}
+_SAME_DOMAIN = {
+    "googlemail.com": "gmail.com",
+    "protonmail.com": "proton.me",
+    "protonmail.ch": "proton.me",
+    "pm.me": "proton.me",
+}
 
 
 def normalise_email(email: str) -> str:
@@ -39,10 +63,10 @@ def normalise_email(email: str) -> str:
     if not (local and separator and domain):
         raise ValueError("no e-mail address")
     domain = _SAME_DOMAIN.get(domain, domain)
-    if domain in _DOTS_AND_TAGS | _TAGS:
+    if domain in _TAGS:
         local = local.partition("+")[0] or local
-    if domain in _DOTS_AND_TAGS:
-        local = local.replace(".", "") or local
+    ignored = _IGNORED.get(domain, "")
+    local = "".join(letter for letter in local if letter not in ignored) or local
     return f"{local}@{domain}"
 
 

@@ -3,8 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from program.plans import Plan, Plans, Price
+
+
+class Attention(StrEnum):
+    """Why a paid referral waits for an operator; a value of the search attribute `ReviewReasons`."""
+
+    UNKNOWN_PRICE = "unknown-price"
+    DOUBTFUL_PAYMENT = "doubtful-payment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,9 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
         plan = plan_paid_for(payment, plans)
         if plan is not None:
             return QualifyingPayment(payment, plan)
-        unknown.update(line.price.id for line in payment.lines if plans.sold_by(line.price) is None)
+        # An invoice none of whose lines can be read is named itself: it may be for a plan all the same.
+        prices = {line.price.id for line in payment.lines if plans.sold_by(line.price) is None}
+        unknown |= prices if payment.lines else {payment.invoice}
     if unknown:
         raise UnknownPriceError(frozenset(unknown))
     return None

@@ -87,6 +87,17 @@ class AttributionWindow:
         return now < self.clicked_at + REPEATED_CLICK
 
 
+def code_given_at(created_at: datetime, now: datetime) -> datetime:
+    """When a code given at a signup counts as a click: right before the account was made (rules 2 and 15).
+
+    The call may report that late. A code for an account that is older than that is looked at as given now, and is
+    refused for it (rule 10).
+    """
+    if now >= created_at + REPORTING_GRACE:
+        return now
+    return min(created_at, now) - CLICK_TOLERANCE
+
+
 def is_new_account(created_at: datetime, clicked_at: datetime) -> bool:
     """Whether an account is new with respect to a click: not older by more than two minutes (rule 10)."""
     return created_at >= clicked_at - CLICK_TOLERANCE

@@ -81,10 +81,12 @@ DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 
 def _http_url(value: str) -> str:
     TypeAdapter(AnyHttpUrl).validate_python(value)
-    return value.rstrip("/")
+    return value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+BaseUrl = Annotated[str, AfterValidator(_http_url), AfterValidator(lambda value: value.rstrip("/"))]
+"""An address that paths are appended to."""
 
 
 class _Settings(BaseSettings):
@@ -149,8 +151,8 @@ class StarterSettings(LedgerSettings):
     api_keys: OwnSecrets
     stripe_webhook_secrets: OwnSecrets
     stripe_api_key: SecretStr | None = None
-    stripe_api_base: HttpUrl = "https://api.stripe.com"
-    public_url: HttpUrl
+    stripe_api_base: BaseUrl = "https://api.stripe.com"
+    public_url: BaseUrl
     signup_url: HttpUrl
     cookie_domain: str | None = None
     token_secrets: OwnSecrets

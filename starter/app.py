@@ -56,6 +56,8 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         summary="Clicks start referrals, signups and payments advance them; here is the way in.",
         lifespan=lifespan,
         redoc_url=None,
+        # A redirect of the framework's own would be made from whatever Host the caller sends.
+        redirect_slashes=False,
     )
     app.state.services = services
     app.add_middleware(BodyLimit)

@@ -6,10 +6,11 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 
 from ledger import accounts, queries, referrals
 from ledger.referrals import ClickedLink
-from program.referral import AttributionWindow
+from program.referral import REPEATED_CLICK, AttributionWindow
 from starter import pages
 from starter.models import channel_of
 from starter.problems import documented
@@ -20,6 +21,11 @@ from workflows.client import ReferralOverError, UnreachableError
 from workflows.messages import ReferralStart, workflow_id
 
 COOKIE = "kally_ref"
+"""The last link followed, for the signup to tell (rule 16)."""
+
+VISIT_COOKIE = "kally_visit"
+"""The click on one link, sent back to that link alone, so that a second one is known for what it is (rule 16)."""
+
 _NO_STORE = {"Cache-Control": "no-store"}
 
 router = APIRouter(tags=["links"])
@@ -67,23 +73,27 @@ async def follow_link(
         services.metrics.clicks.labels("repeat").inc()
         return _redirect(services, repeated)
     await _start(services, fresh, link.account_id)
-    async with services.database.transaction() as transaction:
-        await queries.count_click(transaction, link.code, fresh.channel, now.date())
+    try:
+        async with services.database.transaction() as transaction:
+            await queries.count_click(transaction, link.code, fresh.channel, now.date())
+    except SQLAlchemyError as error:
+        # The referral has begun, and nobody is held up for a number.
+        log.warning("click not counted", referral_id=fresh.referral_id, error=type(error).__name__)
     services.metrics.clicks.labels("person").inc()
     return _redirect(services, fresh)
 
 
 def _earlier_click(request: Request, services: Services, fresh: ClickedLink) -> ClickedLink | None:
     """The click of the same visitor on the same link that this one only repeats, if it does (rule 16)."""
-    cookie = request.cookies.get(COOKIE)
-    if cookie is None:
-        return None
-    try:
-        earlier = services.tokens.read(cookie)
-    except InvalidTokenError:
-        return None
-    same = earlier.code == fresh.code and earlier.window.same_visit(fresh.window.clicked_at)
-    return earlier if same else None
+    # The cookie of the link itself knows it also where another link was followed meanwhile.
+    for cookie in (request.cookies.get(VISIT_COOKIE), request.cookies.get(COOKIE)):
+        try:
+            earlier = services.tokens.read(cookie or "")
+        except InvalidTokenError:
+            continue
+        if earlier.code == fresh.code and earlier.window.same_visit(fresh.window.clicked_at):
+            return earlier
+    return None
 
 
 async def _start(services: Services, click: ClickedLink, referrer: str) -> bool:
@@ -110,13 +120,24 @@ def _signup_url(services: Services, click: ClickedLink) -> str:
 
 def _redirect(services: Services, click: ClickedLink) -> Response:
     settings = services.settings
+    token = services.tokens.sign(click)
+    https = settings.public_url.startswith("https://")
     response = RedirectResponse(_signup_url(services, click), 302, _NO_STORE)
     response.set_cookie(
         COOKIE,
-        services.tokens.sign(click),
+        token,
         max_age=int(settings.attribution_window.total_seconds()),
         domain=settings.cookie_domain,
-        secure=settings.public_url.startswith("https://"),
+        secure=https,
+        httponly=True,
+        samesite="lax",
+    )
+    response.set_cookie(
+        VISIT_COOKIE,
+        token,
+        max_age=int(REPEATED_CLICK.total_seconds()),
+        path=f"/r/{click.code}",
+        secure=https,
         httponly=True,
         samesite="lax",
     )

@@ -20,6 +20,11 @@ class Metrics:
             "Clicks that did not reach Temporal; their signup will start the run.",
             registry=self._registry,
         )
+        self.runs_over = Counter(
+            "referrals_runs_over_total",
+            "Payments that found a run ended from outside although the ledger still waits for it; look at the log.",
+            registry=self._registry,
+        )
         self.signups = Counter(
             "referrals_signups_total",
             "Reported signups, by answer: accepted, known, lapsed, invalid.",

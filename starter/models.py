@@ -9,11 +9,8 @@ from email_validator import EmailNotValidError, validate_email
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from program.identity import normalise_email
+from program.identity import ACCOUNT_ID_PATTERN, normalise_email
 from program.referral import Role, Stage
-
-ACCOUNT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-"""An opaque id. An `@` is refused: an e-mail address as an id would end up in histories and logs (rule 24)."""
 
 AccountIdText = Annotated[str, StringConstraints(pattern=ACCOUNT_ID_PATTERN)]
 AccountId = Annotated[

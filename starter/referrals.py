@@ -78,7 +78,7 @@ def _place(services: Services, what: str, cursor: str | None) -> tuple[datetime,
 @router.get("/referrals/{referral_id}")
 async def get_referral(referral_id: ReferralId, services: Serving) -> ReferralShown:
     """One referral; of a mere click what Temporal holds of it, for as long as it does."""
-    async with services.database.transaction() as transaction:
+    async with services.database.snapshot() as transaction:
         referral = await queries.one_referral(transaction, referral_id)
     if referral is not None:
         return _shown(referral)
@@ -100,7 +100,7 @@ async def list_referrals(
 ) -> ReferralPage:
     """The signups that an account's link brought, the newest first."""
     what = f"referrals {account_id}"
-    async with services.database.transaction() as transaction:
+    async with services.database.snapshot() as transaction:
         page = await queries.referrals_of(transaction, account_id, limit, _place(services, what, cursor))
     return ReferralPage(
         referrals=[_shown(referral) for referral in page.referrals], next_cursor=_cursor(services, what, page.next)
@@ -110,7 +110,7 @@ async def list_referrals(
 @router.get("/accounts/{account_id}/referral-summary")
 async def get_summary(account_id: AccountId, services: Serving) -> Summary:
     """The numbers of a member's dashboard (rule 12)."""
-    async with services.database.transaction() as transaction:
+    async with services.database.snapshot() as transaction:
         summary = await queries.summary(transaction, account_id)
     values: dict[str, Any] = asdict(summary)
     return Summary(**values)
@@ -122,7 +122,7 @@ async def get_bonus_minutes(
 ) -> BonusMinutes:
     """What an account can use now, and its grants, the newest first."""
     what = f"grants {account_id}"
-    async with services.database.transaction() as transaction:
+    async with services.database.snapshot() as transaction:
         page = await queries.lots(transaction, account_id, limit, _place(services, what, cursor))
         summary = await queries.summary(transaction, account_id)
     return BonusMinutes(

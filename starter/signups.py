@@ -7,13 +7,12 @@ from ledger import accounts, referrals
 from ledger.accounts import Profile
 from ledger.database import Transaction
 from ledger.referrals import ClickedLink, Reservation, derived_id
-from program.referral import REPORTING_GRACE, AttributionWindow, Stage
+from program.referral import AttributionWindow, Stage, code_given_at
 from starter.checks import not_from_the_future
 from starter.models import SignupAccepted, SignupRequest
 from starter.problems import ProblemError, documented
 from starter.services import Services, Serving, require_api_key, start_of
 from starter.tokens import InvalidTokenError
-from workflows.client import ReferralOverError
 from workflows.messages import workflow_id
 
 router = APIRouter(
@@ -63,10 +62,7 @@ async def _click(transaction: Transaction, services: Services, signup: SignupReq
     if link is None or link.erased:
         services.metrics.signups.labels("invalid").inc()
         raise ProblemError(422, "invalid-referral-code", "There is no link with that code.")
-    # A code is given at the signup itself, and the call may report that late (rule 15); a code for an account that
-    # is older than that is looked at as given now, and refused for it (rule 10).
-    now = services.now()
-    given_at = signup.created_at if now < signup.created_at + REPORTING_GRACE else now
+    given_at = code_given_at(signup.created_at, services.now())
     window = AttributionWindow(given_at, services.settings.attribution_window)
     return ClickedLink(derived_id(link.code, signup.account_id), link.code, "code", window), link.account_id
 
@@ -79,14 +75,8 @@ async def _tell_run(services: Services, reservation: Reservation, account_id: st
     if reservation.stage is not Stage.CLICKED:
         services.metrics.signups.labels("known").inc()
         return
-    try:
-        await services.runs.signed_up(start_of(reservation), account_id)
-    except ReferralOverError:
-        # The run was over, and may have heard of this very signup before it ended: the ledger knows.
-        async with services.database.transaction() as transaction:
-            stage = await referrals.lapse(transaction, reservation.referral_id)
-        if stage is Stage.LAPSED:
-            services.metrics.signups.labels("lapsed").inc()
-            raise _LAPSED from None
+    if await services.report_signup(start_of(reservation), account_id) is Stage.LAPSED:
+        services.metrics.signups.labels("lapsed").inc()
+        raise _LAPSED
     services.metrics.signups.labels("accepted").inc()
     log.info("signup reported", **ids)

@@ -250,7 +250,10 @@ class World:
             start = ReferralStart(
                 waiting.referral_id, waiting.referrer_id, waiting.window.clicked_at, waiting.window.lapses_at
             )
-            await self.runs.payment_reported(start, waiting.referee_id, event_id)
+            if waiting.stage is Stage.CLICKED:
+                await self.runs.signed_up(start, waiting.referee_id)
+            else:
+                await self.runs.payment_reported(start, waiting.referee_id, event_id)
         for moved in news.moved:
             await self.runs.cycle_moved(moved.referral_id, CycleMoved(moved.role, moved.expires_at))
 

@@ -2,6 +2,7 @@
 
 import calendar
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -414,3 +415,13 @@ def test_rule_9_a_period_that_grows_takes_the_grant_along_up_to_the_cap(
 
     assert moved_expiry(end, CREDIT, [cycle, grown]) == expected
     assert bonus_expiry(CREDIT, [grown, cycle]) == expected
+
+
+def test_rule_7_a_cycle_that_begins_by_a_clock_that_is_a_little_ahead_is_the_one_the_account_is_in() -> None:
+    begins = CREDIT + timedelta(seconds=3)
+    paid = Period("sub", begins, begins + timedelta(days=28), paid=True)
+    unpaid = replace(paid, paid=False)
+
+    assert bonus_expiry(CREDIT, [paid]) == paid.end
+    assert bonus_expiry(CREDIT, [unpaid]) == CREDIT + timedelta(days=31)
+    assert bonus_expiry(CREDIT - timedelta(minutes=2), [paid]) == CREDIT + timedelta(days=31, minutes=-2)

@@ -40,7 +40,9 @@ REASONS: dict[Refusal, dict[str, object]] = {
 }
 """What alone makes for each refusal, in the order in which the checks are made."""
 
-AGAIN_BEFORE_CREDIT = [Refusal.SAME_ACCOUNT, Refusal.SAME_EMAIL, Refusal.SAME_CUSTOMER, Refusal.ACCOUNT_ERASED]
+SELF_REFERRAL = [Refusal.SAME_ACCOUNT, Refusal.SAME_EMAIL, Refusal.SAME_CUSTOMER]
+NEW_CUSTOMER = [Refusal.KNOWN_CUSTOMER, Refusal.PAID_BEFORE]
+AGAIN_BEFORE_CREDIT = [*SELF_REFERRAL, Refusal.ACCOUNT_ERASED, *NEW_CUSTOMER]
 
 
 def signup_with(*reasons: Refusal) -> Signup:
@@ -65,7 +67,13 @@ def test_rule_10_each_reason_alone_refuses_the_signup_and_no_credit_later(reason
     assert refusal_before_credit(signup_with(reason)) is None
 
 
-@pytest.mark.parametrize("reason", [reason for reason in AGAIN_BEFORE_CREDIT if reason is not Refusal.ACCOUNT_ERASED])
+@pytest.mark.parametrize("reason", NEW_CUSTOMER)
+def test_rule_10_a_customer_that_is_known_only_after_the_signup_is_looked_at_before_the_credit(reason: Refusal) -> None:
+    assert refusal_of_signup(signup_with(reason)) is reason
+    assert refusal_before_credit(signup_with(reason)) is reason
+
+
+@pytest.mark.parametrize("reason", SELF_REFERRAL)
 def test_rule_18_a_self_referral_is_refused_at_signup_and_again_before_the_credit(reason: Refusal) -> None:
     assert refusal_of_signup(signup_with(reason)) is reason
     assert refusal_before_credit(signup_with(reason)) is reason

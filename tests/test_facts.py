@@ -262,6 +262,7 @@ async def test_the_lookup_key_seen_last_wins_and_one_taken_away_is_not_forgotten
 
 async def test_rule_18_the_first_account_linked_keeps_a_customer(books: Books) -> None:
     first, second = await books.someone("first"), await books.someone("second")
+    await books.put(first)
     await books.report(checkout_completed("cus_1", first.account_id), checkout_completed("cus_1", second.account_id))
     second.customer_id = "cus_1"
     await books.put(second, linked=True)

@@ -38,7 +38,7 @@ SECOND = timedelta(seconds=1)
 
 
 def set_cookie(answer: httpx.Response) -> "Morsel[str]":
-    (header,) = answer.headers.get_list("set-cookie")
+    (header,) = (header for header in answer.headers.get_list("set-cookie") if header.startswith(f"{COOKIE}="))
     return SimpleCookie(header)[COOKIE]
 
 
@@ -345,3 +345,16 @@ async def test_with_postgres_away_a_click_is_told_to_come_again(starter: Starter
     url = re.sub(r":\d+/", f":{free_port()}/", starter.urls.app)
     async with starter.another(database_url=url) as cut_off:
         assert_problem(await cut_off.follow("abcdefghjk"), 503, "temporarily-unavailable")
+
+
+async def test_rule_16_a_second_click_is_known_also_where_another_link_was_followed_meanwhile(starter: Starter) -> None:
+    code = await starter.link(await starter.subscriber())
+    other = await starter.link(await starter.subscriber())
+    first = await starter.click(code)
+    (visit,) = (header for header in first.answer.headers.get_list("set-cookie") if header.startswith("kally_visit="))
+    assert f"path=/r/{code};" in visit.lower(), "it is sent back to its own link alone"
+    assert "httponly" in visit.lower()
+    between = await starter.click(other, cookie=first.cookie)
+    again = await starter.click(code, headers={"Cookie": f"{visit.partition(';')[0]}; {COOKIE}={between.cookie}"})
+    assert again.referral_id == first.referral_id
+    assert again.cookie == first.cookie, "the last link followed wins"

@@ -14,9 +14,11 @@ import stripe
 from sqlalchemy import func, select
 from temporalio.client import Client
 
+from ledger import accounts, referrals
+from ledger.accounts import Profile
 from ledger.tables import paid_period, stripe_event
 from tests.conftest import free_port
-from tests.http_support import STRIPE_SECRETS, Starter, assert_problem, paid, person
+from tests.http_support import STRIPE_SECRETS, Starter, assert_problem, paid, person, tokens
 from tests.stripe_events import (
     Event,
     checkout_completed,
@@ -28,7 +30,7 @@ from tests.stripe_events import (
     subscription,
     unique,
 )
-from tests.support import MONTH, Member, until
+from tests.support import HASHES, MONTH, Member, until
 
 TOLERANCE = 300
 
@@ -427,13 +429,12 @@ async def test_rule_18_a_second_account_never_takes_the_payments_of_anothers_cus
     await whole_program.put(fred, stripe_customer_id=other.customer_id)
     await deliver(whole_program, checkout_completed(other.customer_id, fred.account_id))
     await whole_program.pay(other)
-    assert (await whole_program.referral(referral_id))["stage"] == "signed_up"
+    shown = await whole_program.reaches(referral_id, "refused")
+    assert "another account's before" in shown["reason"], "rule 10: the customer was another's"
     async with whole_program.world.database.transaction() as transaction:
         payments = await transaction.execute(select(func.count()).select_from(paid_period))
     assert payments.scalar_one() == 2, "rita's and the other's"
-    await whole_program.pay(fred)
-    shown = await whole_program.reaches(referral_id, "credited", "refused")
-    assert shown["stage"] == "credited"
+    assert (await whole_program.bonus(fred))["grants"] == []
 
 
 async def test_rule_9_a_period_that_begins_earlier_and_ends_later_moves_the_expiry(whole_program: Starter) -> None:
@@ -476,3 +477,27 @@ async def test_link_signup_and_payment_in_any_order_bring_the_bonus(whole_progra
             await steps[step]()
         assert (await whole_program.reaches(visit.referral_id, "credited"))["bonus_minutes"] == 90, order
         assert len((await whole_program.bonus(fred))["grants"]) == 1, order
+
+
+async def test_a_payment_reaches_a_sleeping_run_whose_signup_was_stored_but_never_told(whole_program: Starter) -> None:
+    """The report of the signup was cut short between PostgreSQL and Temporal, and nobody repeated it."""
+    rita = await whole_program.subscriber()
+    visit = await whole_program.click(await whole_program.link(rita))
+    fred = person("fred")
+    async with whole_program.world.database.transaction() as transaction:
+        await accounts.put(transaction, Profile(fred.account_id, fred.email, fred.created_at), HASHES)
+        await referrals.reserve(transaction, tokens().read(visit.token), rita.account_id, fred.account_id)
+    assert (await whole_program.referral(visit.referral_id))["stage"] == "clicked"
+    await whole_program.put(fred)
+    await whole_program.pay(fred)
+    assert (await whole_program.reaches(visit.referral_id, "credited", "refused"))["stage"] == "credited"
+
+
+async def test_a_payment_for_a_run_that_was_ended_from_outside_is_answered_and_told_to_operators(
+    whole_program: Starter,
+) -> None:
+    _, fred, referral_id = await referred(whole_program)
+    await whole_program.world.handle(referral_id).terminate("by an operator")
+    await whole_program.pay(fred)
+    assert await whole_program.metric("referrals_runs_over_total") >= 1
+    assert (await whole_program.referral(referral_id))["stage"] == "signed_up"

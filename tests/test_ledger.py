@@ -20,9 +20,17 @@ from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, Profile
 from ledger.database import Database
 from ledger.referrals import ClickedLink, UnknownReferralError
 from program.eligibility import LAPSED_WORDS, Refusal
+from program.payments import Attention
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
-from tests.stripe_events import checkout_completed, invoice_paid, line, subscription
+from tests.stripe_events import (
+    charge_refunded,
+    checkout_completed,
+    invoice_paid,
+    invoice_payment_paid,
+    line,
+    subscription,
+)
 from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, copied_database
 
 DAY = timedelta(days=1)
@@ -809,7 +817,11 @@ async def test_rule_18_a_second_account_never_takes_the_payments_of_a_customer(b
     news = await books.report(*await books.pay(owner))
     assert [each.payments for each in news] == [(), ()]
     assert not (await books.attribute(referral_id)).payment_known
-    assert (await books.credit(referral_id)).stage is Stage.SIGNED_UP
+    # Known only after the signup was attributed, and looked at again before the credit (rule 10).
+    refused = await books.credit(referral_id)
+    assert (refused.stage, refused.reason) == (Stage.REFUSED, Refusal.KNOWN_CUSTOMER.words)
+    assert await books.lots(friend) == []
+    assert (await books.summary(referrer)).invited == 0
     async with books.database.transaction() as transaction:
         assert not (await accounts.standing(transaction, friend.account_id, books.plans)).paid
         assert (await accounts.standing(transaction, owner.account_id, books.plans)).paid
@@ -1199,3 +1211,58 @@ async def test_a_window_of_another_length_is_kept_with_the_referral(books: Books
     click = await books.click(referrer, window=timedelta(seconds=30))
     reservation = await books.reserve(click, referrer, friend)
     assert reservation.window == AttributionWindow(click.window.clicked_at, timedelta(seconds=30))
+
+
+async def test_rule_10_a_payment_before_the_click_is_found_also_when_its_customer_is_linked_late(books: Books) -> None:
+    referrer, friend = await books.subscriber(), await books.someone()
+    await books.pay(friend, start=await books.clock.now() - timedelta(days=300))
+    referral_id = await books.sign_up(referrer, friend)
+    assert (await books.put(friend, linked=True)).payments
+    refused = await books.credit(referral_id)
+    assert (refused.stage, refused.reason) == (Stage.REFUSED, Refusal.PAID_BEFORE.words)
+    assert (await books.summary(referrer)).invited == 0
+
+
+async def test_rule_10_a_customer_of_another_account_linked_late_is_news_to_the_run(books: Books) -> None:
+    referrer, friend, owner = await books.subscriber(), await books.someone(), await books.someone("owner")
+    await books.put(owner, linked=True)
+    referral_id = await books.sign_up(referrer, friend)
+    friend.customer_id = owner.customer_id
+    news = await books.put(friend, linked=True)
+    assert [waiting.referral_id for waiting in news.payments] == [referral_id]
+
+
+async def test_a_customer_named_for_no_known_account_is_the_account_of_whoever_the_backend_says(books: Books) -> None:
+    referrer, friend = await books.subscriber(), await books.someone()
+    await books.report(checkout_completed(friend.customer_id, "cart-123"))
+    referral_id = await books.sign_up(referrer, friend)
+    await books.put(friend, linked=True)
+    await books.pay(friend)
+    assert (await books.credit(referral_id)).stage is Stage.CREDITED
+
+
+async def test_rule_7_a_line_that_gives_money_back_makes_no_cycle(books: Books) -> None:
+    await books.subscriber()  # so that the price of Pro is known
+    member, now = await books.someone(), (await books.clock.now()).replace(microsecond=0)
+    await books.put(member, linked=True)
+    month, year = now + timedelta(days=30), now + timedelta(days=200)
+    lines = [line("pro", now, year, -9000, proration=True), line("power", now, month, 12000)]
+    await books.pay(member, plan="power", start=now)
+    await books.report(invoice_paid(member.customer_id, member.subscription_id, now, month, lines=lines))
+    assert (await books.cycle(member)).end == month
+
+
+async def test_rule_14_a_payment_refunded_in_part_is_held_and_shows_why(books: Books) -> None:
+    referrer, friend = await books.subscriber(), await books.someone()
+    referral_id = await books.sign_up(referrer, friend)
+    await books.put(friend, linked=True)
+    _, paid = await books.pay(friend)
+    payment = invoice_payment_paid(paid["data"]["object"]["id"], await books.clock.now())
+    intent = payment["data"]["object"]["payment"]["payment_intent"]
+    await books.report(payment, charge_refunded(intent, 100, customer=friend.customer_id))
+    held = await books.credit(referral_id)
+    assert (held.stage, held.review_reason) == (Stage.SIGNED_UP, Attention.DOUBTFUL_PAYMENT)
+    shown = await books.referral(referral_id)
+    assert shown.needs_attention
+    assert shown.review_reasons == ["doubtful-payment"]
+    assert await books.lots(friend) == []

@@ -117,8 +117,9 @@ def test_rule_14_beside_a_plan_other_lines_do_not_matter(plans: Plans) -> None:
     assert first_qualifying_payment([with_extra], plans) == QualifyingPayment(with_extra, plans.named("pro"))
 
 
-def test_rule_14_an_invoice_without_lines_is_for_no_plan(plans: Plans) -> None:
-    assert first_qualifying_payment([payment()], plans) is None
+def test_rule_14_a_real_payment_none_of_whose_lines_can_be_read_is_named_and_not_forgotten(plans: Plans) -> None:
+    with pytest.raises(UnknownPriceError, match=r"in_1$"):
+        first_qualifying_payment([payment()], plans)
 
 
 def test_rule_14_paid_for_prices_that_sell_no_known_plan_they_are_named(plans: Plans) -> None:
@@ -193,6 +194,7 @@ def test_rule_14_what_is_found_is_real_and_nothing_earlier_would_do(plans: Plans
     else:
         assert all(plan_paid_for(payment, plans) is None for payment in real)
         strange = {line.price.id for payment in real for line in payment.lines if line.price not in PLAN_OF}
+        strange |= {payment.invoice for payment in real if not payment.lines}
         assert (found or set()) == strange
 
 

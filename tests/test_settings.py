@@ -229,8 +229,14 @@ def test_an_address_is_http_or_https(monkeypatch: pytest.MonkeyPatch, name: str,
     assert f"REFERRALS_{name}: " in refusal(StarterSettings)
 
 
-@pytest.mark.parametrize("name", ["PUBLIC_URL", "SIGNUP_URL", "STRIPE_API_BASE"])
-def test_an_address_ends_without_a_slash(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_signup_address_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "https://kally.example/signup?next=/"
+
+    assert starter(monkeypatch, SIGNUP_URL=address).signup_url == address
+
+
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "STRIPE_API_BASE"])
+def test_an_address_that_paths_are_appended_to_ends_without_a_slash(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     loaded = starter(monkeypatch, **{name: "http://localhost:8000/kally/"})
 
     assert getattr(loaded, name.lower()) == "http://localhost:8000/kally"

@@ -640,7 +640,8 @@ async def test_news_after_the_end_is_no_error_and_changes_nothing(world: World) 
     await world.sign_up(click, referrer, friend)
     ended = await world.outcome(click.referral_id)
     start = run_start(click, referrer)
-    await world.runs.payment_reported(start, friend.account_id, "evt_late")
+    with pytest.raises(ReferralOverError):
+        await world.runs.payment_reported(start, friend.account_id, "evt_late")
     await world.runs.cycle_moved(click.referral_id, CycleMoved(Role.REFERRER, await world.clock.now()))
     with pytest.raises(ReferralOverError):
         await world.runs.signed_up(start, friend.account_id)

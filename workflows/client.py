@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -79,17 +79,16 @@ class ReferralRuns:
         await self._start(start, None, signup=SignupReported(account_id))
 
     async def payment_reported(self, start: ReferralStart, account_id: str, event_id: str) -> None:
-        """Tell the run that a payment of the friend is on record. A closed run needs no telling.
+        """Tell the run of an attributed signup that a payment of the friend is on record.
 
-        A run that is missing (the report of the signup was cut short) is started with that signup: attributing it
-        finds the payment.
+        A run that is missing is started with the signup: attributing it again finds the payment.
 
         Raises:
+            ReferralOverError: the run is closed.
             UnreachableError: Temporal could not be reached, or refused.
         """
         if not await self._signal(start.referral_id, messages.PAYMENT, PaymentReported(event_id)):
-            with suppress(ReferralOverError):
-                await self.signed_up(start, account_id)
+            await self.signed_up(start, account_id)
 
     async def cycle_moved(self, referral_id: str, moved: CycleMoved) -> None:
         """Tell the run that a bonus's expiry moved (rule 9). A run that is over needs no telling.

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import AwareDatetime
 from temporalio.common import SearchAttributeKey
 
+from program.payments import Attention
 from program.referral import Role, Stage
 
 WORKFLOW = "ReferralWorkflow"
@@ -31,9 +32,6 @@ SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
     REVIEW_REASONS,
 )
 """All search attributes that a namespace needs before the first referral."""
-
-UNKNOWN_PRICE = "unknown-price"
-"""The review reason of a referral whose payment is for a price that no plan is known for."""
 
 
 def workflow_id(referral_id: str) -> str:
@@ -147,6 +145,7 @@ class Credit:
         stage: the referral's stage now.
         reason: why, where it ended without a bonus (rule 22).
         needs_attention: what an operator has to mend before it can go on.
+        review_reason: the same in one word, for filters.
         plan: the plan that was paid for.
         minutes: the bonus of each side.
         credited_at: when both got it, UTC.
@@ -156,6 +155,7 @@ class Credit:
     stage: Stage
     reason: str | None = None
     needs_attention: str | None = None
+    review_reason: Attention | None = None
     plan: str | None = None
     minutes: int = 0
     credited_at: datetime | None = None

@@ -10,6 +10,7 @@ from temporalio.exceptions import FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from program.eligibility import LAPSED_WORDS
+    from program.payments import Attention
     from program.referral import Role, Stage
     from workflows import messages, policies, story
     from workflows.activities import ReferralActivities
@@ -97,7 +98,7 @@ class ReferralWorkflow:
             return
         changes: list[Any] = []
         if credit.needs_attention:
-            changes.append(messages.REVIEW_REASONS.value_set([messages.UNKNOWN_PRICE]))
+            changes.append(messages.REVIEW_REASONS.value_set([credit.review_reason or Attention.UNKNOWN_PRICE]))
         elif state.needs_attention:
             changes.append(messages.REVIEW_REASONS.value_unset())
         state.stage, state.reason, state.needs_attention = credit.stage, credit.reason, credit.needs_attention
