@@ -26,6 +26,9 @@ GRACEFUL_SHUTDOWN = timedelta(seconds=20)
 STICKY = timedelta(seconds=3)
 """How long a run waits for the worker that has it in memory. After a crash, another one takes it up after that."""
 
+STEPS_AT_ONCE = 10
+"""Of each kind, local and regular: each step holds a connection, and the pool has twice as many."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -74,6 +77,8 @@ def build_worker(
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         sticky_queue_schedule_to_start_timeout=STICKY,
+        max_concurrent_activities=STEPS_AT_ONCE,
+        max_concurrent_local_activities=STEPS_AT_ONCE,
     )
 
 
