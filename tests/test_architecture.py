@@ -324,16 +324,14 @@ def text_of(path: Path) -> str:
         return ""
 
 
-STANDARD_FOLDERS = {Path(name) for name in ("/", "/app", "/home", "/mnt", "/opt", "/srv", "/tmp", "/usr", "/var")}  # noqa: S108
-
-
 def test_no_file_mentions_a_machine() -> None:
     # Somebody's home, and wherever this very checkout lies.
     places = [re.compile(r"(?<![\w.])/(?:home|Users)/[a-z]\w*|(?<![\w.])/root/\w|\b[A-Z]:\\\\Users\b")]
     places += [
         re.compile(re.escape(str(folder)) + r"(?![\w-])")
         for folder in (PROJECT, PROJECT.parent)
-        if folder not in STANDARD_FOLDERS
+        # A folder right below the root has a name that anybody's words may have.
+        if len(folder.parts) > 2
     ]
     files = own_files()
     mentions = [

@@ -561,8 +561,9 @@ async def test_rule_24_no_e_mail_is_stored(books: Books) -> None:
     await books.put(member, linked=True)
     for table in ("account", "identity"):
         stored = str(await books.rows(f"SELECT * FROM {table}"))  # noqa: S608
-        assert "@" not in stored
-        assert "example.com" not in stored
+        # A hash may hold any byte, an at sign too.
+        assert member.email not in stored
+        assert "example" not in stored
 
 
 async def test_rule_23_nothing_is_stored_of_an_erased_account(books: Books, database_urls: DatabaseUrls) -> None:

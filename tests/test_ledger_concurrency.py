@@ -535,7 +535,11 @@ async def test_rule_9_a_period_under_way_while_the_credit_is_made_moves_its_gran
         friend = await books.someone()
         referral_id = await books.sign_up(referrer, friend)
         await books.put(friend, linked=True)
-        await books.pay(friend, start=now - timedelta(days=10), length=timedelta(days=20))
+        begun, end = now - timedelta(days=10), now + timedelta(days=10)
+        await books.report(
+            subscription(friend.customer_id, friend.subscription_id, begun, end),
+            invoice_paid(friend.customer_id, friend.subscription_id, begun, end, paid_at=await books.clock.now()),
+        )
         longer = subscription(
             friend.customer_id,
             friend.subscription_id,
