@@ -78,6 +78,14 @@ async def test_rule_22_a_click_that_lapsed_says_why(whole_program: Starter) -> N
     assert shown["referrer_account_id"] == rita.account_id
 
 
+async def test_a_click_whose_run_was_ended_from_outside_has_lapsed(starter: Starter) -> None:
+    visit = await starter.click(await starter.link(await starter.subscriber()))
+    await starter.world.handle(visit.referral_id).terminate()
+    shown = await starter.referral(visit.referral_id)
+    assert shown["stage"] == "lapsed"
+    assert shown["reason"], "rule 22"
+
+
 async def test_a_referral_that_nobody_knows(starter: Starter) -> None:
     for referral_id in ("f" * 24, "a", "-"):
         assert_problem(await starter.call("GET", f"/v1/referrals/{referral_id}"), 404, "unknown-referral")

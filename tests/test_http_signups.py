@@ -248,7 +248,12 @@ async def test_a_signup_that_is_told_again_after_the_end_gets_its_stored_answer(
     await whole_program.world.outcome(referral_id)
     answer = await whole_program.sign_up(old, referral_token=token)
     assert (answer.status_code, answer.json()) == (202, {"referral_id": referral_id})
+    # Also when Temporal has long forgotten the run: the ledger is asked, and nobody else.
     stop_the_clock(whole_program, datetime.now(UTC) + WINDOW + 2 * GRACE)
+    dead = await Client.connect(f"127.0.0.1:{free_port()}", lazy=True)
+    async with whole_program.another(temporal=dead) as cut_off:
+        answer = await cut_off.sign_up(old, referral_token=token)
+    assert (answer.status_code, answer.json()) == (202, {"referral_id": referral_id})
     answer = await whole_program.sign_up(old, referral_token=token)
     assert (answer.status_code, answer.json()) == (202, {"referral_id": referral_id})
 

@@ -203,7 +203,10 @@ async def test_what_is_signed_but_no_event_is_refused(starter: Starter) -> None:
 
 
 async def test_a_body_that_is_too_large_is_refused_unread(starter: Starter) -> None:
-    body = b'{"a": "' + b"a" * 1_100_000 + b'"}'
+    now = datetime.now(UTC)
+    event_of_a_megabyte = paid(person("rita"), now, now + MONTH)[1]
+    event_of_a_megabyte["data"]["object"]["description"] = "a" * 1_100_000
+    body = json.dumps(event_of_a_megabyte).encode()
     assert_problem(
         await starter.send("POST", "/stripe/webhooks", content=body, headers=_signed_text(body)),
         400,

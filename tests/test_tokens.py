@@ -88,6 +88,10 @@ def test_what_was_signed_but_is_no_click_is_refused(payload: object) -> None:
 
 
 def test_what_was_signed_for_something_else_is_refused() -> None:
-    other = URLSafeSerializer(CURRENT, salt="cursor-referrals acct-1")
-    with pytest.raises(InvalidTokenError):
-        Tokens([CURRENT], WINDOW).read(str(other.dumps(["id", "code", 1, "link"])))
+    tokens = Tokens([CURRENT], WINDOW)
+    ways = tokens._serializer.signer_kwargs
+    payload = ["0123456789abcdef01234567", "abcdefghjk", 1, "link"]
+    for salt in ("cursor-referrals acct-1", "cursor-grants acct-1", ""):
+        other = URLSafeSerializer(CURRENT, salt=salt, signer_kwargs=ways)
+        with pytest.raises(InvalidTokenError):
+            tokens.read(str(other.dumps(payload)))
