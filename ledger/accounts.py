@@ -230,12 +230,6 @@ async def share_identity(transaction: Transaction, kind: str, first: str, second
     return bool(found.scalar_one())
 
 
-async def customers_of(transaction: Transaction, account_id: str) -> Sequence[str]:
-    """The Stripe customers that belong to an account."""
-    rows = await transaction.execute(select(customer.c.customer_id).where(customer.c.account_id == account_id))
-    return rows.scalars().all()
-
-
 async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
     """How an account stands with its plan now (rule 1).
 
