@@ -289,12 +289,12 @@ async def link_with_code(transaction: Transaction, code: str) -> Link | None:
     return await _link(transaction, referral_link.c.code == code.strip().replace("-", "").lower())
 
 
-async def _link(transaction: Transaction, condition: object) -> Link | None:
+async def _link(transaction: Transaction, condition: ColumnElement[bool]) -> Link | None:
     row = (
         await transaction.execute(
             select(referral_link.c.code, referral_link.c.account_id, account.c.erased_at)
             .join(account, account.c.account_id == referral_link.c.account_id)
-            .where(condition)  # type: ignore[arg-type]
+            .where(condition)
         )
     ).first()
     return Link(row.code, row.account_id, row.erased_at is not None) if row else None

@@ -12,7 +12,7 @@ from billing.facts import CLEARED_DISPUTE
 from ledger.database import Transaction
 from ledger.tables import customer, dispute, invoice_payment, paid_period, price, refund, seen_period, subscription
 from program.cycles import Period
-from program.payments import Line, Payment, plan_paid_for
+from program.payments import Line, Payment, pays_for_a_period, plan_paid_for
 from program.plans import Plans, Price
 
 
@@ -173,14 +173,14 @@ async def of_account(transaction: Transaction, account_id: str, plans: Plans) ->
     periods: list[Period] = []
     paid_plans: dict[tuple[str, datetime], str] = {}
     for row in invoices:
-        if max(row.amount_paid, row.total) <= 0:
+        payment = Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices))
+        plan = plan_paid_for(payment, plans)
+        if plan is None or not pays_for_a_period(row.amount_paid, row.total):
             continue
-        plan = plan_paid_for(Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices)), plans)
-        for line in row.lines:
-            # What gives money back reaches to the end of a period that is over with it.
-            if plan is not None and line["amount"] >= 0 and plans.sold_by(_known(prices, line)) is not None:
-                start = datetime.fromisoformat(line["start"])
-                periods.append(Period(row.subscription_id, start, datetime.fromisoformat(line["end"]), paid=True))
+        for line, told in zip(payment.lines, row.lines, strict=True):
+            if not line.gives_back and plans.sold_by(line.price) is not None:
+                start, end = datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"])
+                periods.append(Period(row.subscription_id, start, end, paid=True))
                 paid_plans[row.subscription_id, start] = plan.id
     periods += [
         Period(row.subscription_id, row.starts_at, row.ends_at, paid=False)

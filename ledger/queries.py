@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database
@@ -192,16 +192,29 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
     )
 
 
+def open_grants(account_id: str, moment: ColumnElement[datetime] | datetime) -> tuple[ColumnElement[bool], ...]:
+    """The grants of an account that have not ended at a moment, also where a sweep is late (rule 7)."""
+    return (
+        grant.c.account_id == account_id,
+        grant.c.expired_at.is_(None),
+        grant.c.voided_at.is_(None),
+        grant.c.expires_at > moment,
+    )
+
+
+def expired_minutes(grant_id: ColumnElement[str] | str) -> Select[int]:
+    """How many minutes of a grant expired unused."""
+    return select(func.coalesce(-func.sum(entry.c.delta), 0)).where(
+        entry.c.grant_id == grant_id, entry.c.kind == "expiry"
+    )
+
+
 async def usable(transaction: Transaction, account_id: str, moment: datetime) -> Usable:
     """What an account can use at a moment; nothing of a grant that is due, also where its sweep is late (rule 7)."""
     row = (
         await transaction.execute(
             select(func.coalesce(func.sum(grant.c.remaining), 0), func.min(grant.c.expires_at)).where(
-                grant.c.account_id == account_id,
-                grant.c.expired_at.is_(None),
-                grant.c.voided_at.is_(None),
-                grant.c.remaining > 0,
-                grant.c.expires_at > moment,
+                *open_grants(account_id, moment), grant.c.remaining > 0
             )
         )
     ).one()
@@ -218,12 +231,8 @@ async def lots(
     """
     await _must_exist(transaction, account_id)
     moment = await database.now(transaction)
-    expired_minutes = (
-        select(func.coalesce(-func.sum(entry.c.delta), 0))
-        .where(entry.c.grant_id == grant.c.grant_id, entry.c.kind == "expiry")
-        .scalar_subquery()
-    )
-    query = select(grant, expired_minutes.label("expired")).where(grant.c.account_id == account_id)
+    expired_of_each = expired_minutes(grant.c.grant_id).scalar_subquery()
+    query = select(grant, expired_of_each.label("expired")).where(grant.c.account_id == account_id)
     if after is not None:
         query = query.where(tuple_(grant.c.credited_at, grant.c.grant_id) < tuple_(*after))
     query = query.order_by(grant.c.credited_at.desc(), grant.c.grant_id.desc()).limit(limit + 1)

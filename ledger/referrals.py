@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, func, select
+from sqlalchemy import Row, and_, exists, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import accounts, database, periods
+from ledger import accounts, database, periods, queries
 from ledger.database import Transaction
 from ledger.tables import account, entry, grant, ledger_now, referral, referral_event
 from program.cycles import bonus_expiry, expired, moved_expiry
 from program.eligibility import LAPSED_WORDS, Signup, refusal_before_credit, refusal_of_signup
-from program.payments import Attention, UnknownPriceError, first_qualifying_payment
+from program.payments import Attention, UnknownPriceError, first_paid_by, first_qualifying_payment
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
-
-_WITHIN_A_SECOND = timedelta(seconds=1) - timedelta.resolution
-"""Stripe tells whole seconds: a payment may have been made so much later, and right after a click it was."""
 
 
 class UnknownReferralError(Exception):
@@ -227,9 +224,7 @@ async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
         already_referred=bool(elsewhere.scalar_one()),
         known_email=await accounts.known_before(transaction, "email", referee),
         known_customer=await accounts.known_before(transaction, "customer", referee),
-        first_paid_at=min(
-            (payment.paid_at + _WITHIN_A_SECOND for payment in payments if payment.amount_paid > 0), default=None
-        ),
+        first_paid_at=first_paid_by(payments),
     )
 
 
@@ -436,10 +431,7 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
 
 
 async def _expired_minutes(transaction: Transaction, grant_id: str) -> int:
-    expired_sum = await transaction.execute(
-        select(func.coalesce(-func.sum(entry.c.delta), 0)).where(entry.c.grant_id == grant_id, entry.c.kind == "expiry")
-    )
-    return int(expired_sum.scalar_one())
+    return (await transaction.execute(queries.expired_minutes(grant_id))).scalar_one()
 
 
 async def _move_expiry(transaction: Transaction, lot: Row[Any], plans: Plans) -> datetime:
@@ -463,10 +455,7 @@ async def move_expiries(
     lots = await transaction.execute(
         select(grant)
         .where(
-            grant.c.account_id == account_id,
-            grant.c.expired_at.is_(None),
-            grant.c.voided_at.is_(None),
-            grant.c.expires_at > ledger_now(),
+            *queries.open_grants(account_id, ledger_now()),
         )
         .order_by(grant.c.grant_id)
     )

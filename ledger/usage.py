@@ -51,11 +51,8 @@ async def spend(transaction: Transaction, account_id: str, usage_id: str, minute
     rows = await transaction.execute(
         select(grant.c.grant_id, grant.c.remaining, grant.c.expires_at)
         .where(
-            grant.c.account_id == account_id,
-            grant.c.expired_at.is_(None),
-            grant.c.voided_at.is_(None),
+            *queries.open_grants(account_id, now),
             grant.c.remaining > 0,
-            grant.c.expires_at > now,
         )
         .order_by(grant.c.expires_at, grant.c.grant_id)
         # Each grant gives a minute at least.

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from program.plans import Plan, Plans, Price
+
+_WITHIN_A_SECOND = timedelta(seconds=1) - timedelta.resolution
 
 
 class Attention(StrEnum):
@@ -28,6 +30,11 @@ class Line:
     price: Price
     proration: bool
     amount: int
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether it gives money back: its period then reaches to the end of one that is over with it."""
+        return self.amount < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,19 @@ class Payment:
     def doubtful(self) -> bool:
         """Whether it is for an operator to decide: refunded in part, or disputed (rules 14 and 19)."""
         return self.refunded > 0 or self.disputed
+
+
+def pays_for_a_period(amount_paid: int, total: int) -> bool:
+    """Whether a paid invoice makes a paid period: it was worth something, a balance may have settled it (rule 1)."""
+    return max(amount_paid, total) > 0
+
+
+def first_paid_by(payments: Iterable[Payment]) -> datetime | None:
+    """The instant by which the first of these payments with any money in it had been made, UTC; none if there is none.
+
+    Stripe tells whole seconds: a payment may have been made so much later, and right after a click it was (rule 10).
+    """
+    return min((payment.paid_at + _WITHIN_A_SECOND for payment in payments if payment.amount_paid > 0), default=None)
 
 
 @dataclass(frozen=True, slots=True)
