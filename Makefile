@@ -34,8 +34,11 @@ lint: setup ## formatting, lint, strict types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests wait more than they compute: three at a time are at home on two cores.
+TESTS_AT_ONCE ?= 3
+
 test: lint ## every check and every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
 
 format: setup ## put the code into its one format
 	$(BIN)/ruff format .

@@ -1,8 +1,9 @@
-"""The worker: carries out the runs of all referrals. `python worker.py`."""
+"""The worker: carries out the runs of all referrals, and what is done beside them. `python worker.py`."""
 
 import asyncio
 import signal
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import structlog
@@ -12,13 +13,29 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.delivery import Deliveries, Endpoint, http_client
+from activities.reconciliation import StripeReconciliation, count_run_over
 from activities.referral import LedgerActivities
+from activities.telling import Messenger
+from activities.upkeep import LedgerUpkeep
+from billing.api import StripeApi
+from billing.cards import Cards
 from ledger.database import Database
+from program.identity import IdentityHash
 from program.plans import Plans, PlansError, load_plans
+from program.signals import SignalPolicy
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
+from workflows.client import ReferralRuns
+from workflows.deliveries import delivery_queue
+from workflows.delivery import DeliveryWorkflow
+from workflows.delivery_client import DeliveryRuns
+from workflows.jobs import upkeep_queue
+from workflows.reconciliation import ReconciliationWorkflow
 from workflows.referral import ReferralWorkflow
+from workflows.review import ReviewWorkflow
+from workflows.upkeep import RemindersWorkflow, SweepWorkflow
 
 GRACEFUL_SHUTDOWN = timedelta(seconds=20)
 """How long steps under way may take to finish when the worker is told to stop."""
@@ -28,6 +45,12 @@ STICKY = timedelta(seconds=3)
 
 STEPS_AT_ONCE = 10
 """Of each kind, local and regular: each step holds a connection, and the pool has twice as many."""
+
+UPKEEP_STEPS_AT_ONCE = 4
+"""Upkeep is in no hurry, and its connections are few and its own: nothing of it keeps a credit waiting."""
+
+SENT_AT_ONCE = 4
+"""To one endpoint: a slow one is not overrun, and keeps no other endpoint waiting."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,16 +85,18 @@ def build_worker(
     task_queue: str,
     database: Database,
     plans: Plans,
+    policy: SignalPolicy,
     versions: WorkerDeploymentConfig | None = None,
     interceptors: Sequence[Interceptor] = (),
+    cards: Cards | None = None,
 ) -> Worker:
-    """Put a worker together: the workflow, and its steps on the ledger."""
-    steps = LedgerActivities(database, plans)
+    """Put a worker together: the workflows of referrals, and their steps on the ledger."""
+    steps = LedgerActivities(database, plans, policy, cards)
     return Worker(
         client,
         task_queue=task_queue,
-        workflows=[ReferralWorkflow],
-        activities=[steps.attribute_signup, steps.credit_both, steps.expire_bonuses],
+        workflows=[ReferralWorkflow, ReviewWorkflow],
+        activities=[steps.attribute_signup, steps.credit_both, steps.expire_bonuses, steps.decide],
         workflow_runner=workflow_runner(),
         deployment_config=versions,
         interceptors=interceptors,
@@ -80,6 +105,102 @@ def build_worker(
         max_concurrent_activities=STEPS_AT_ONCE,
         max_concurrent_local_activities=STEPS_AT_ONCE,
     )
+
+
+def build_upkeep_worker(
+    client: Client,
+    task_queue: str,
+    database: Database,
+    plans: Plans,
+    versions: WorkerDeploymentConfig | None = None,
+    interceptors: Sequence[Interceptor] = (),
+    *,
+    deliveries: Deliveries,
+    stripe: StripeApi | None = None,
+    hashes: IdentityHash | None = None,
+    runs: DeliveryRuns | None = None,
+) -> Worker:
+    """Put the worker together that does what Schedules start, on a queue of its own beside `task_queue`.
+
+    Args:
+        client: connected to Temporal.
+        task_queue: that of the referrals.
+        database: whose connections none of the referrals' steps waits for.
+        plans: on sale.
+        versions: how runs move between releases.
+        interceptors: around every step.
+        deliveries: what carries messages out.
+        stripe: its API, where there is a key for it.
+        hashes: how customers are remembered (rule 10).
+        runs: starts deliveries of what a crash left; none where there is no endpoint.
+    """
+    upkeep = LedgerUpkeep(database, runs)
+    messenger = Messenger(ReferralRuns(client, task_queue), database, count_run_over)
+    reconciliation = StripeReconciliation(database, plans, messenger, stripe, hashes)
+    return Worker(
+        client,
+        task_queue=upkeep_queue(task_queue),
+        workflows=[DeliveryWorkflow, RemindersWorkflow, ReconciliationWorkflow, SweepWorkflow],
+        activities=[
+            deliveries.begin_delivery,
+            deliveries.end_delivery,
+            upkeep.remind_of_expiring,
+            upkeep.remind_of_reviews,
+            upkeep.start_deliveries,
+            upkeep.tidy_outbox,
+            reconciliation.begin_reconciliation,
+            reconciliation.apply_events,
+            reconciliation.tell_the_untold,
+            reconciliation.compare_invoices,
+            reconciliation.report_reconciliation,
+        ],
+        workflow_runner=workflow_runner(),
+        deployment_config=versions,
+        interceptors=interceptors,
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        sticky_queue_schedule_to_start_timeout=STICKY,
+        max_concurrent_activities=UPKEEP_STEPS_AT_ONCE,
+        max_concurrent_local_activities=UPKEEP_STEPS_AT_ONCE,
+    )
+
+
+def build_courier(
+    client: Client, task_queue: str, endpoint: str, deliveries: Deliveries, interceptors: Sequence[Interceptor] = ()
+) -> Worker:
+    """Put the worker together that sends messages to one endpoint, on a queue of its own.
+
+    It carries out no runs, so it belongs to no version: whichever release is up sends what is due.
+    """
+    return Worker(
+        client,
+        task_queue=delivery_queue(upkeep_queue(task_queue), endpoint),
+        activities=[deliveries.deliver],
+        interceptors=interceptors,
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_concurrent_activities=SENT_AT_ONCE,
+        max_concurrent_activity_task_polls=2,
+    )
+
+
+def stripe_api(settings: WorkerSettings) -> StripeApi | None:
+    """Stripe's API, where there is a key for it."""
+    key = settings.stripe_api_key
+    return StripeApi(key.get_secret_value(), settings.stripe_api_base) if key else None
+
+
+async def work(workers: Sequence[Worker], stop: asyncio.Event) -> None:
+    """Run workers until told to stop, or until one of them fails; then all of them finish what they have in hand.
+
+    Raises:
+        Exception: what the one failed by.
+    """
+    runs = [asyncio.create_task(worker.run()) for worker in workers]
+    told = asyncio.create_task(stop.wait())
+    await asyncio.wait([*runs, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    log.info("worker stops")
+    await asyncio.gather(*(worker.shutdown() for worker in workers))
+    await asyncio.gather(*runs)
 
 
 async def main() -> None:
@@ -97,17 +218,43 @@ async def main() -> None:
     if settings.metrics_address:
         runtime = Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=settings.metrics_address)))
     client = await connect(runtime=runtime)
-    database = Database(settings.database_url.get_secret_value())
+    queue, url = settings.task_queue, settings.database_url.get_secret_value()
+    endpoints = {
+        name: Endpoint(address.get_secret_value(), settings.signing_secrets(name))
+        for name, address in settings.delivery_endpoints.items()
+    }
+    runs = DeliveryRuns(client, queue) if endpoints else None
+    announce = runs.announce if runs else None
+    stripe, key = stripe_api(settings), settings.identity_hash_key
+    cards = Cards(stripe) if stripe else None
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        async with build_worker(client, settings.task_queue, database, plans, versions):
-            log.info("worker started", task_queue=settings.task_queue, namespace=client.namespace)
-            await stop.wait()
-            log.info("worker stops")
-    finally:
-        await database.close()
+    async with AsyncExitStack() as stack:
+        database = Database(url, announce=announce)
+        stack.push_async_callback(database.close)
+        upkeep_database = Database(url, pool_size=UPKEEP_STEPS_AT_ONCE + len(endpoints), announce=announce)
+        stack.push_async_callback(upkeep_database.close)
+        if stripe:
+            stack.push_async_callback(stripe.close)
+        if runs:
+            stack.push_async_callback(runs.settle)
+        deliveries = Deliveries(upkeep_database, endpoints, await stack.enter_async_context(http_client()))
+        upkeep = build_upkeep_worker(
+            client,
+            queue,
+            upkeep_database,
+            plans,
+            versions,
+            stripe=stripe,
+            hashes=IdentityHash(key.get_secret_value()) if key else None,
+            deliveries=deliveries,
+            runs=runs,
+        )
+        couriers = [build_courier(client, queue, endpoint, deliveries) for endpoint in endpoints]
+        log.info("worker started", task_queue=queue, namespace=client.namespace, endpoints=sorted(endpoints))
+        referrals = build_worker(client, queue, database, plans, settings.signals, versions, cards=cards)
+        await work([referrals, upkeep, *couriers], stop)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -112,20 +113,114 @@ def migrate() -> None:
 
 @app.command()
 def setup_temporal() -> None:
-    """Make the namespace if it is missing, and register the search attributes that it lacks (TEMPORAL_ADDRESS …)."""
+    """Make or mend what Temporal needs: the namespace, its search attributes, the Schedules (TEMPORAL_ADDRESS …)."""
     from temporalio.service import RPCError
 
+    from runtime.schedules import set_up_schedules
+    from runtime.settings import SettingsError, TemporalSetupSettings
     from runtime.temporal import connect, set_up_namespace
 
     async def set_up() -> None:
+        settings = TemporalSetupSettings.load()
         client = await connect()
-        changed = await set_up_namespace(client)
-        typer.echo(f"namespace {client.namespace} {'is set up' if changed else 'was set up already'}")
+        changed = [await set_up_namespace(client), await set_up_schedules(client, settings.task_queue)]
+        typer.echo(f"namespace {client.namespace} {'is set up' if any(changed) else 'was set up already'}")
 
     try:
         asyncio.run(set_up())
-    except (RuntimeError, RPCError) as error:
+    except (SettingsError, RuntimeError, RPCError) as error:
         raise _fail(error) from None
+
+
+@app.command()
+def reconcile(
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            help="Read the events from then on, UTC; Stripe keeps 30 days. [default: where the last one ended]",
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
+        ),
+    ] = None,
+) -> None:
+    """Reconcile with Stripe now, and wait for it: find what no webhook told of (TEMPORAL_ADDRESS …).
+
+    The workers do it; they need REFERRALS_STRIPE_API_KEY and REFERRALS_IDENTITY_HASH_KEY. Ctrl-C ends the waiting only.
+    """
+    from temporalio.client import WorkflowFailureError
+    from temporalio.service import RPCError
+
+    from cli.reconcile import AlreadyRunningError, mended
+    from cli.reconcile import reconcile as reconcile_now
+    from runtime.settings import ReconcileSettings, SettingsError
+    from runtime.temporal import connect
+
+    async def wait() -> None:
+        settings = ReconcileSettings.load()
+        begins = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
+        if begins and begins > datetime.now(UTC):
+            raise _fail("--since lies in the future")
+        reconciled = await reconcile_now(await connect(), settings.task_queue, begins, typer.echo)
+        if not reconciled.possible or reconciled.progress is None:
+            raise _fail("the workers need REFERRALS_STRIPE_API_KEY and REFERRALS_IDENTITY_HASH_KEY for that")
+        for line in mended(reconciled.progress):
+            typer.echo(line)
+
+    try:
+        asyncio.run(wait())
+    except (SettingsError, AlreadyRunningError, RuntimeError, RPCError) as error:
+        raise _fail(error) from None
+    except WorkflowFailureError as error:
+        raise _fail(f"the reconciliation came to no end: {error.cause}") from None
+
+
+@app.command("import")
+def import_from_stripe(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be stored.")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Begin at the beginning, not where an interrupted import stopped.")
+    ] = False,
+) -> None:
+    """Bring in what Stripe knows already: prices, subscriptions, paid invoices and their payments.
+
+    Before going live, once the webhook endpoint is there. It may be interrupted and repeated. Referrals that wait for
+    what is found are told by the next reconciliation. Needs REFERRALS_DATABASE_URL, REFERRALS_STRIPE_API_KEY, and the
+    starter's REFERRALS_IDENTITY_HASH_KEY.
+    """
+    from billing.api import StripeApi, StripeRefusedError, StripeUnreachableError
+    from cli.stripe_import import StripeImport
+    from ledger.database import Database, TransactionFailedError
+    from program.identity import IdentityHash
+    from program.plans import PlansError, load_plans
+    from runtime.settings import ImportSettings, SettingsError
+
+    async def bring_in() -> None:
+        settings = ImportSettings.load()
+        plans = load_plans(settings.plans_file)
+        hashes = IdentityHash(settings.identity_hash_key.get_secret_value())
+        database = Database(settings.database_url.get_secret_value(), pool_size=1)
+        api = StripeApi(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+        try:
+            brought_in = StripeImport(database, api, plans, hashes, typer.echo, dry_run=dry_run)
+            done = await brought_in.run(anew=anew)
+        finally:
+            await api.close()
+            await database.close()
+        typer.echo(f"{done.read} read, {done.new} new" + (", nothing stored" if dry_run else ", all stored"))
+        if done.to_tell:
+            typer.echo(
+                f"{done.to_tell} concern open referrals: the next reconciliation tells them (referrals reconcile)"
+            )
+        if done.unreadable:
+            raise _fail(f"{done.unreadable} could not be read")
+
+    try:
+        asyncio.run(bring_in())
+    except (SettingsError, PlansError, StripeRefusedError) as error:
+        raise _fail(error) from None
+    except TransactionFailedError as error:
+        raise _fail(f"the database: {error}") from None
+    except StripeUnreachableError as error:
+        raise _fail(f"{error}; import again, and it goes on from there") from None
 
 
 @app.command()
@@ -147,6 +242,38 @@ def record_history(
     try:
         asyncio.run(write())
     except (RuntimeError, RPCError, OSError) as error:
+        raise _fail(error) from None
+
+
+@app.command()
+def redeliver(
+    delivery_id: Annotated[str, typer.Argument(help="Of the message or of its run: msg_…, delivery-msg_…")],
+    endpoint: Annotated[list[str] | None, typer.Option(help="To this one alone, by name. [default: all]")] = None,
+) -> None:
+    """Have a message to the backend delivered again, under the same id (REFERRALS_DATABASE_URL, TEMPORAL_ADDRESS …)."""
+    from temporalio.service import RPCError
+
+    from cli.redeliver import redeliver as deliver_again
+    from ledger.database import Database, TransactionFailedError
+    from ledger.outbox import UnknownMessageError
+    from runtime.settings import LedgerSettings, SettingsError
+    from runtime.temporal import connect
+
+    async def deliver() -> None:
+        settings = LedgerSettings.load()
+        client = await connect()
+        database = Database(settings.database_url.get_secret_value())
+        try:
+            run = await deliver_again(client, database, settings.task_queue, delivery_id, endpoint or ())
+        finally:
+            await database.close()
+        typer.echo(f"{run} is under way in namespace {client.namespace}")
+
+    try:
+        asyncio.run(deliver())
+    except UnknownMessageError:
+        raise _fail(f"there is no message {delivery_id}, or no longer") from None
+    except (SettingsError, TransactionFailedError, RuntimeError, RPCError) as error:
         raise _fail(error) from None
 
 

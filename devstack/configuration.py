@@ -19,7 +19,7 @@ from devstack.errors import StackError
 from devstack.ports import LOOPBACK
 from devstack.postgres import Account, EmbeddedPostgres
 from devstack.temporal import dev_server_command
-from runtime.settings import PROJECT, MigrationSettings, StarterSettings, WorkerSettings
+from runtime.settings import PROJECT, MigrationSettings, StarterSettings, TemporalSetupSettings, WorkerSettings
 from workflows.messages import SEARCH_ATTRIBUTES
 
 PROGRAMS = ("postgres", "temporal", "worker", "starter")
@@ -169,7 +169,7 @@ class Environments:
     @property
     def setup_temporal(self) -> dict[str, str]:
         """For `referrals setup-temporal`."""
-        return {**self._rest, **self.temporal}
+        return {**self._rest, **self._settings_of(TemporalSetupSettings), **self.temporal}
 
     @property
     def server(self) -> dict[str, str]:

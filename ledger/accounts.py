@@ -12,7 +12,7 @@ from ledger import database, periods
 from ledger.database import Transaction
 from ledger.tables import account, customer, identity, ledger_now, referral_link, terms_acceptance
 from program.cycles import Period, cycle_at, is_paid_subscriber
-from program.identity import IdentityHash
+from program.identity import IdentityHash, is_pseudonym
 from program.plans import Plans
 
 _CODE_ALPHABET = "23456789abcdefghjkmnpqrstvwxyz"
@@ -42,6 +42,7 @@ class Profile:
         customer_id: its Stripe customer, where it has one already.
         first_name: for the link's preview; none leaves what is known.
         show_first_name: whether the member agreed to that; none leaves what is known.
+        disposable_email: whether the e-mail address is at a provider of throw-away ones (rule 19).
     """
 
     account_id: str
@@ -50,6 +51,7 @@ class Profile:
     customer_id: str | None = None
     first_name: str | None = None
     show_first_name: bool | None = None
+    disposable_email: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +105,28 @@ async def _lock_rows(transaction: Transaction, account_ids: Sequence[str]) -> di
     return {account_id: erased_at is not None for account_id, erased_at in rows}
 
 
-async def lock_customer(transaction: Transaction, customer_id: str) -> str | None:
-    """Lock a Stripe customer, known so far or not, before its account is locked: payments and links take turns.
+async def lock_customer(transaction: Transaction, customer_id: str, hashes: IdentityHash) -> str:
+    """Lock a Stripe customer, known so far or not, before its account is locked: payments, links, erasing take turns.
 
     Returns:
-        The account that it belongs to, if it is known.
+        What it is called here: its id, or its pseudonym where its account was erased (rule 23).
     """
-    await transaction.execute(insert(customer).values(customer_id=customer_id).on_conflict_do_nothing())
-    owner: str | None = (
-        await transaction.execute(
-            select(customer.c.account_id).where(customer.c.customer_id == customer_id).with_for_update()
-        )
-    ).scalar_one()
-    return owner
+    pseudonym = hashes.pseudonym(customer_id)
+    # By its pseudonym, which never changes: whoever waits for an erasing finds the customer under its new name.
+    await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"customer {pseudonym}", 0))))
+    found = await transaction.execute(
+        select(customer.c.customer_id).where(customer.c.customer_id.in_([customer_id, pseudonym])).with_for_update()
+    )
+    known: str | None = found.scalar_one_or_none()
+    if known is None:
+        await transaction.execute(insert(customer).values(customer_id=customer_id))
+    return known or customer_id
 
 
 async def link_customer(
     transaction: Transaction, customer_id: str, account_id: str, hashes: IdentityHash, *, reported: bool = False
 ) -> None:
-    """Say that a Stripe customer belongs to an account. The first account linked keeps it (rule 18).
+    """Say that a Stripe customer, by its id, belongs to an account. The first account linked keeps it (rule 18).
 
     Args:
         transaction: within which.
@@ -131,16 +136,32 @@ async def link_customer(
         reported: the backend itself says so. That outweighs a name that no account was ever reported under, which
             anybody can put into a checkout's address.
     """
-    await lock_customer(transaction, customer_id)
+    name = await lock_customer(transaction, customer_id, hashes)
     free: ColumnElement[bool] = customer.c.account_id.is_(None)
     if reported:
         free = or_(free, ~exists().where(account.c.account_id == customer.c.account_id))
     await transaction.execute(
         customer.update()
-        .where(customer.c.customer_id == customer_id, free)
+        .where(customer.c.customer_id == name, free)
         .values(account_id=account_id, linked_at=ledger_now())
     )
     await _remember(transaction, "customer", hashes.customer(customer_id), account_id)
+
+
+async def customers_of(transaction: Transaction, account_id: str) -> set[str]:
+    """The Stripe customers of an account; under their pseudonyms where it was erased."""
+    found = await transaction.execute(select(customer.c.customer_id).where(customer.c.account_id == account_id))
+    return set(found.scalars())
+
+
+async def hide_customers(transaction: Transaction, account_id: str, hashes: IdentityHash) -> None:
+    """Let the customers of an erased account, which are locked, be known by their pseudonyms alone (rule 23)."""
+    for name in sorted(await customers_of(transaction, account_id)):
+        if not is_pseudonym(name):
+            # Everything that Stripe told of the customer follows: its rows refer to this one.
+            await transaction.execute(
+                customer.update().where(customer.c.customer_id == name).values(customer_id=hashes.pseudonym(name))
+            )
 
 
 async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) -> None:
@@ -164,11 +185,13 @@ async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) 
         created_at=profile.created_at,
         first_name=profile.first_name,
         show_first_name=profile.show_first_name or False,
+        disposable_email=profile.disposable_email,
     )
     stored = statement.on_conflict_do_update(
         index_elements=[account.c.account_id],
         set_={
             "email_hash": email_hash,
+            "disposable_email": profile.disposable_email,
             "created_at": func.least(account.c.created_at, profile.created_at),
             "first_name": func.coalesce(profile.first_name, account.c.first_name),
             "show_first_name": func.coalesce(profile.show_first_name, account.c.show_first_name),
@@ -178,6 +201,15 @@ async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) 
     if (await transaction.execute(stored)).first() is None:
         raise AccountErasedError(profile.account_id)
     await _remember(transaction, "email", email_hash, profile.account_id)
+
+
+async def forget(transaction: Transaction, account_id: str) -> None:
+    """Forget who an account was; it is locked, and has no customer in the clear any more (rule 23)."""
+    await transaction.execute(
+        account.update()
+        .where(account.c.account_id == account_id)
+        .values(email_hash=None, first_name=None, show_first_name=False, erased_at=ledger_now())
+    )
 
 
 async def _remember(transaction: Transaction, kind: str, digest: bytes, account_id: str) -> None:

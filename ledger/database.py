@@ -1,6 +1,6 @@
 """The connection to PostgreSQL, its transactions and its clock."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
@@ -14,6 +14,9 @@ Transaction = AsyncConnection
 """A transaction under way. Everything done with it is seen by others together, or not at all."""
 
 
+_WRITTEN = "referrals_written_messages"
+
+
 class TransactionFailedError(Exception):
     """The database refused, or could not be reached. Says which error it was, never what it was about (rule 24)."""
 
@@ -21,13 +24,21 @@ class TransactionFailedError(Exception):
 class Database:
     """A pool of connections."""
 
-    def __init__(self, url: str, *, offset: Callable[[], timedelta] | None = None, pool_size: int = 10) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        offset: Callable[[], timedelta] | None = None,
+        pool_size: int = 10,
+        announce: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
         """Connect on first use.
 
         Args:
             url: `postgresql+psycopg://…`, as the application's role.
             offset: by how much the ledger's clock is moved in each transaction, for tests with a time of their own.
             pool_size: how many connections are kept; as many again are opened under load.
+            announce: is given the ids of the messages in the outbox that a transaction wrote, once it is committed.
         """
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -40,18 +51,23 @@ class Database:
         )
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._offset = offset
+        self._announce = announce
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
         """One transaction: committed at the end of the block, undone if the block raises."""
         engine = self._snapshots if snapshot else self._engine
+        written: list[str] = []
         async with engine.begin() as transaction:
+            await transaction.execution_options(**{_WRITTEN: written})
             if self._offset is not None:
                 await transaction.execute(
                     text("SELECT set_config('referrals.clock_offset', :offset, true)"),
                     {"offset": f"{self._offset().total_seconds()} seconds"},
                 )
             yield transaction
+        if written and self._announce is not None:
+            self._announce(written)
 
     @asynccontextmanager
     async def discreet_transaction(self) -> AsyncIterator[Transaction]:
@@ -77,6 +93,12 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+
+
+def written(transaction: Transaction, message_id: str) -> None:
+    """Note that the transaction has written a message into the outbox, to be announced once it is committed."""
+    if transaction.sync_connection is not None:
+        transaction.sync_connection.get_execution_options()[_WRITTEN].append(message_id)
 
 
 async def now(transaction: Transaction) -> datetime:

@@ -1,8 +1,7 @@
 """Applies what Stripe reported, and tells which referrals have to hear of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any, assert_never
 
 from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
@@ -22,9 +21,10 @@ from billing.facts import (
     RefundSeen,
     SubscriptionEnded,
 )
-from ledger import accounts, periods, referrals
+from ledger import accounts, grants, periods, referrals, reviews
 from ledger.database import Transaction
-from ledger.referrals import MovedGrant, OpenReferral
+from ledger.grants import MovedGrant
+from ledger.referrals import OpenReferral
 from ledger.tables import (
     customer,
     dispute,
@@ -38,24 +38,34 @@ from ledger.tables import (
     stripe_event,
     subscription,
 )
+from program.doubts import Doubt
 from program.identity import IdentityHash
-from program.plans import Plans
-
-
-class Reversal(StrEnum):
-    """What became of a qualifying payment (rule 20)."""
-
-    REFUNDED_IN_PART = "refunded-in-part"
-    REFUNDED = "refunded"
-    DISPUTED = "disputed"
+from program.plans import Plans, Price
+from program.referral import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class ReversedReferral:
-    """A referral whose qualifying payment was given back or is disputed."""
+    """A referral whose qualifying payment was given back or is disputed; it is marked for review (rule 20)."""
 
     referral_id: str
-    reason: Reversal
+    reason: Doubt
+    referrer_id: str
+    referee_id: str
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPrice:
+    """A price of which an event told what plan it sells; whoever has it already hears by `late_prices`.
+
+    Args:
+        price_id: the Stripe price.
+        again: the event came before, and nobody knows who was told.
+    """
+
+    price_id: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,13 @@ class News:
         payments: referrals for whose referee a payment is on record.
         moved: grants whose expiry moved.
         reversed: referrals whose qualifying payment was given back or is disputed; each may be named again.
+        named: prices whose plan became known, or another: whom that concerns is looked up after the commit.
     """
 
     payments: tuple[OpenReferral, ...] = ()
     moved: tuple[MovedGrant, ...] = ()
     reversed: tuple[ReversedReferral, ...] = ()
+    named: tuple[NamedPrice, ...] = ()
 
 
 async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans, hashes: IdentityHash) -> News:
@@ -85,25 +97,47 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         .returning(stripe_event.c.event_id)
     )
     again = received.first() is None
+    prices: set[str] = set()
     if again:
-        signalled = await transaction.execute(
-            select(stripe_event.c.signalled_at).where(stripe_event.c.event_id == event.event_id)
-        )
-        if signalled.scalar_one() is not None:
+        earlier = (
+            await transaction.execute(select(stripe_event).where(stripe_event.c.event_id == event.event_id))
+        ).one()
+        if earlier.signalled_at is not None:
             return News()
+        prices |= set(earlier.named_prices)
     # One order for everybody: payments, then invoices, then customers, then accounts, each by id.
     invoices = await _lock_invoices(transaction, event.facts)
     paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
     customers = paying | await _reversed_customers(transaction, event.facts, invoices)
-    for customer_id in sorted(customers):
-        await accounts.lock_customer(transaction, customer_id)
-    for fact in sorted(event.facts, key=repr):
-        await _apply(transaction, fact, hashes)
+    names = {
+        customer_id: await accounts.lock_customer(transaction, customer_id, hashes) for customer_id in sorted(customers)
+    }
+    linked = [fact.account_id for fact in event.facts if isinstance(fact, CustomerLinked)]
     # All accounts at once, so that they are locked by id: a credit under way is over before its referral is looked for.
-    if customers != paying:
-        await accounts.lock(transaction, await _owners(transaction, customers))
-    news = await news_of(transaction, paying, plans, again=again)
-    return replace(news, reversed=await _reversed(transaction, invoices)) if invoices else news
+    concerned = {*await _owners(transaction, names.values()), *linked} if linked or customers != paying else set[str]()
+    erased = await accounts.lock(transaction, concerned)
+    for fact in sorted(event.facts, key=repr):
+        prices |= await _apply(transaction, _renamed(fact, names), plans, hashes)
+    if prices:
+        await _remember_named(transaction, event.event_id, prices)
+    # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
+    owners = await _owners(transaction, [names[customer_id] for customer_id in paying])
+    news = await _news(transaction, {*owners, *linked}, plans, again)
+    for account_id in linked:
+        # A checkout that is heard of only after the account was erased leaves nothing in the clear either (rule 23).
+        if erased.get(account_id):
+            await accounts.hide_customers(transaction, account_id, hashes)
+    doubtful = await _reversed(transaction, invoices) if invoices else ()
+    return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
+
+
+def _renamed(fact: Fact, names: Mapping[str, str]) -> Fact:
+    """The fact, with the customer called as it is called here; a link needs the id, for what outlives the account."""
+    match fact:
+        case PeriodPaid() | PeriodSeen() | SubscriptionEnded():
+            return replace(fact, customer_id=names[fact.customer_id])
+        case _:
+            return fact
 
 
 def _paying_customer(fact: Fact) -> str | None:
@@ -159,24 +193,24 @@ async def _owners(transaction: Transaction, customers: Iterable[str]) -> list[st
 
 
 async def _reversed(transaction: Transaction, invoices: Iterable[str]) -> tuple[ReversedReferral, ...]:
-    """The referrals that these invoices brought a bonus, where the money was given back or is disputed (rule 20)."""
+    """Mark the referrals that these invoices brought, or would bring, a bonus, where it is in doubt (rule 20)."""
     rows = await transaction.execute(
-        select(referral.c.referral_id, referral.c.qualifying_invoice, paid_period.c.amount_paid)
+        select(referral, paid_period.c.amount_paid)
         .join(paid_period, paid_period.c.invoice_id == referral.c.qualifying_invoice)
-        .where(referral.c.qualifying_invoice.in_(invoices))
+        .where(
+            referral.c.qualifying_invoice.in_(invoices),
+            referral.c.stage.in_([Stage.IN_REVIEW, Stage.CREDITED, Stage.SETTLED]),
+        )
         .order_by(referral.c.referral_id)
     )
     qualified = rows.all()
     known = await periods.reversals_of(transaction, [row.qualifying_invoice for row in qualified])
     found: list[ReversedReferral] = []
     for row in qualified:
-        reversals = known.get(row.qualifying_invoice, periods.Reversals())
-        if reversals.refunded:
-            whole = reversals.refunded >= row.amount_paid
-            reason = Reversal.REFUNDED if whole else Reversal.REFUNDED_IN_PART
-            found.append(ReversedReferral(row.referral_id, reason))
-        if reversals.disputed:
-            found.append(ReversedReferral(row.referral_id, Reversal.DISPUTED))
+        doubts = known.get(row.qualifying_invoice, periods.Reversals()).doubts(row.amount_paid)
+        marked = [doubt for doubt in doubts if await reviews.mark(transaction, row, doubt)]
+        parties = (row.referrer_id, row.referee_id, Stage(row.stage))
+        found += [ReversedReferral(row.referral_id, doubt, *parties) for doubt in marked]
     return tuple(found)
 
 
@@ -197,12 +231,19 @@ async def news_of_account(transaction: Transaction, account_id: str, plans: Plan
     return await _news(transaction, [account_id], plans)
 
 
+async def news_of_accounts(
+    transaction: Transaction, account_ids: Iterable[str], plans: Plans, *, again: bool = False
+) -> News:
+    """The same for several accounts, which are locked here: no customer is locked after them."""
+    return await _news(transaction, account_ids, plans, again)
+
+
 async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Plans, again: bool = False) -> News:
     concerned = await accounts.lock(transaction, account_ids)
     payments: list[OpenReferral] = []
     moved: list[MovedGrant] = []
     for account_id in sorted(concerned):
-        moved += await referrals.move_expiries(transaction, account_id, plans, again=again)
+        moved += await grants.move_expiries(transaction, account_id, plans, again=again)
         waiting = await referrals.awaiting_payment(transaction, account_id)
         # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
         if waiting and (
@@ -231,7 +272,15 @@ async def mark_signalled(transaction: Transaction, event_id: str) -> None:
     )
 
 
-async def _apply(transaction: Transaction, fact: Fact, hashes: IdentityHash) -> None:
+async def _remember_named(transaction: Transaction, event_id: str, named: Iterable[str]) -> None:
+    """Write down that an event named these prices: the same event again has to tell of them again."""
+    await transaction.execute(
+        stripe_event.update().where(stripe_event.c.event_id == event_id).values(named_prices=sorted(named))
+    )
+
+
+async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: IdentityHash) -> set[str]:
+    """Store a fact; gives the price whose plan became known by it, or became another one."""
     match fact:
         case PeriodPaid():
             await _period_paid(transaction, fact)
@@ -259,7 +308,7 @@ async def _apply(transaction: Transaction, fact: Fact, hashes: IdentityHash) -> 
                 )
             )
         case PriceSeen():
-            await _price_seen(transaction, fact)
+            return {fact.price_id} if await _price_seen(transaction, fact, plans) else set()
         case CustomerLinked():
             await accounts.link_customer(transaction, fact.customer_id, fact.account_id, hashes)
         case InvoicePaymentSeen():
@@ -270,6 +319,7 @@ async def _apply(transaction: Transaction, fact: Fact, hashes: IdentityHash) -> 
             await _dispute_seen(transaction, fact)
         case _:
             assert_never(fact)
+    return set()
 
 
 async def _period_paid(transaction: Transaction, fact: PeriodPaid) -> None:
@@ -351,12 +401,13 @@ def _standing_of_dispute(columns: Any) -> ColumnElement[Any]:
     return tuple_(over, columns.seen_at, in_doubt, columns.status)
 
 
-async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:
+async def _price_seen(transaction: Transaction, fact: PriceSeen, plans: Plans) -> bool:
+    """Store what is known of a price; whether it sells a plan now that it was not known to sell."""
     known = (await transaction.execute(select(price).where(price.c.price_id == fact.price_id))).first()
     if known and fact.lookup_key in (None, known.lookup_key) and fact.product_id in (None, known.product_id):
         if fact.lookup_key is not None and known.seen_at < fact.seen_at:
             await _seen_again(transaction, fact)
-        return
+        return False
     seen_at = fact.seen_at if fact.lookup_key is not None else None
     statement = insert(price).values(**{**asdict(fact), "seen_at": seen_at})
     new = statement.excluded
@@ -364,7 +415,7 @@ async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:
         price.c.lookup_key.is_(None),
         tuple_(new.seen_at, new.lookup_key) > tuple_(price.c.seen_at, price.c.lookup_key),
     )
-    await transaction.execute(
+    stored = await transaction.execute(
         statement.on_conflict_do_update(
             index_elements=[price.c.price_id],
             set_={
@@ -374,8 +425,11 @@ async def _price_seen(transaction: Transaction, fact: PriceSeen) -> None:
                 "seen_at": case((newer, func.coalesce(new.seen_at, price.c.seen_at)), else_=price.c.seen_at),
                 "product_id": func.greatest(price.c.product_id, new.product_id),
             },
-        )
+        ).returning(price.c.lookup_key, price.c.product_id)
     )
+    before = plans.sold_by(Price(fact.price_id, known.lookup_key, known.product_id) if known else Price(fact.price_id))
+    after = plans.sold_by(Price(fact.price_id, *stored.one()))
+    return after is not None and after != before
 
 
 async def _seen_again(transaction: Transaction, fact: PriceSeen) -> None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select
+from sqlalchemy import ColumnElement, Row, func, or_, select
 
 from billing.facts import CLEARED_DISPUTE
 from ledger.database import Transaction
 from ledger.tables import customer, dispute, invoice_payment, paid_period, price, refund, seen_period, subscription
 from program.cycles import Period
+from program.doubts import Doubt
 from program.payments import Line, Payment, pays_for_a_period, plan_paid_for
 from program.plans import Plans, Price
 
@@ -47,12 +48,36 @@ class Reversals:
     refunded: int = 0
     disputed: bool = False
 
+    def doubts(self, amount_paid: int) -> tuple[Doubt, ...]:
+        """Why the payment of this amount is in doubt; empty where it is not."""
+        refund = Doubt.REFUNDED if self.refunded >= amount_paid else Doubt.REFUNDED_IN_PART
+        found = ((refund, self.refunded > 0), (Doubt.DISPUTED, self.disputed))
+        return tuple(doubt for doubt, applies in found if applies)
+
 
 async def _prices(transaction: Transaction, ids: set[str]) -> dict[str, Price]:
     if not ids:
         return {}
     rows = await transaction.execute(select(price).where(price.c.price_id.in_(ids)))
     return {row.price_id: Price(row.price_id, row.lookup_key, row.product_id) for row in rows}
+
+
+async def _prices_by_plan(transaction: Transaction, ids: set[str], plans: Plans) -> dict[str, Price]:
+    """The same; of one that sells no known plan nobody is told a plan until this transaction is over.
+
+    What is decided by such a price is seen by whoever walks through its customers once it has a plan, or it is decided
+    by that plan (`late_prices`).
+    """
+    prices = await _prices(transaction, ids)
+    unknown = {each for each in ids if plans.sold_by(prices.get(each, Price(each))) is None}
+    for price_id in sorted(unknown):
+        await transaction.execute(select(func.pg_advisory_xact_lock_shared(price_lock(price_id))))
+    return prices | await _prices(transaction, unknown)
+
+
+def price_lock(price_id: str) -> ColumnElement[int]:
+    """The name of the lock on what is decided by a price that sells no known plan."""
+    return func.hashtextextended(f"price {price_id}", 0)
 
 
 def _known(prices: dict[str, Price], line: dict[str, Any]) -> Price:
@@ -169,7 +194,7 @@ async def of_account(transaction: Transaction, account_id: str, plans: Plans) ->
         .join(customer, customer.c.customer_id == subscription.c.customer_id)
         .where(customer.c.account_id == account_id)
     )
-    prices = await _prices(transaction, _price_ids(invoices) | {row.price_id for row in seen})
+    prices = await _prices_by_plan(transaction, _price_ids(invoices) | {row.price_id for row in seen}, plans)
     periods: list[Period] = []
     paid_plans: dict[tuple[str, datetime], str] = {}
     for row in invoices:

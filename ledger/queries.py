@@ -194,19 +194,26 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
 
 def open_grants(account_id: str, moment: ColumnElement[datetime] | datetime) -> tuple[ColumnElement[bool], ...]:
     """The grants of an account that have not ended at a moment, also where a sweep is late (rule 7)."""
+    return (grant.c.account_id == account_id, *open_at(moment))
+
+
+def open_at(moment: ColumnElement[datetime] | datetime) -> tuple[ColumnElement[bool], ...]:
+    """The grants of anybody that have not ended at a moment."""
     return (
-        grant.c.account_id == account_id,
         grant.c.expired_at.is_(None),
         grant.c.voided_at.is_(None),
         grant.c.expires_at > moment,
     )
 
 
+def ended_minutes(grant_id: ColumnElement[str] | str, kind: str) -> Select[int]:
+    """How many minutes of a grant were left when it came to an end of that kind: `expiry` or `void`."""
+    return select(func.coalesce(-func.sum(entry.c.delta), 0)).where(entry.c.grant_id == grant_id, entry.c.kind == kind)
+
+
 def expired_minutes(grant_id: ColumnElement[str] | str) -> Select[int]:
     """How many minutes of a grant expired unused."""
-    return select(func.coalesce(-func.sum(entry.c.delta), 0)).where(
-        entry.c.grant_id == grant_id, entry.c.kind == "expiry"
-    )
+    return ended_minutes(grant_id, "expiry")
 
 
 async def usable(transaction: Transaction, account_id: str, moment: datetime) -> Usable:

@@ -10,14 +10,16 @@ from typing import Any
 from sqlalchemy import Row, and_, exists, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import accounts, database, periods, queries
+from ledger import accounts, database, grants, outbox, periods, reviews, signals
 from ledger.database import Transaction
-from ledger.tables import account, entry, grant, ledger_now, referral, referral_event
-from program.cycles import bonus_expiry, expired, moved_expiry
-from program.eligibility import LAPSED_WORDS, Signup, refusal_before_credit, refusal_of_signup
-from program.payments import Attention, UnknownPriceError, first_paid_by, first_qualifying_payment
+from ledger.tables import account, referral, referral_event
+from program.cycles import bonus_expiry, expired
+from program.doubts import Doubt, Finding, in_words
+from program.eligibility import LAPSED_WORDS, Refusal, Signup, refusal_before_credit, refusal_of_signup
+from program.payments import Attention, QualifyingPayment, UnknownPriceError, first_paid_by, first_qualifying_payment
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
+from program.signals import SignalPolicy
 
 
 class UnknownReferralError(Exception):
@@ -75,7 +77,7 @@ class CreditResult:
     stage: Stage
     reason: str | None = None
     needs_attention: str | None = None
-    review_reason: Attention | None = None
+    review_reasons: tuple[Doubt | Attention, ...] = ()
     plan: str | None = None
     minutes: int = 0
     credited_at: datetime | None = None
@@ -84,10 +86,11 @@ class CreditResult:
 
 @dataclass(frozen=True, slots=True)
 class ExpiryResult:
-    """How both grants stand: minutes that expired of those that are over, and the end, and time left, of the others."""
+    """How both grants stand: minutes that expired, or were voided, and the end, and time left, of the others."""
 
     stage: Stage
     expired_minutes: dict[Role, int]
+    voided_minutes: dict[Role, int]
     open: dict[Role, tuple[datetime, timedelta]]
 
 
@@ -100,15 +103,6 @@ class OpenReferral:
     referee_id: str
     window: AttributionWindow
     stage: Stage
-
-
-@dataclass(frozen=True, slots=True)
-class MovedGrant:
-    """A grant whose expiry moved (rule 9)."""
-
-    referral_id: str
-    role: Role
-    expires_at: datetime
 
 
 def derived_id(*parts: str) -> str:
@@ -165,7 +159,7 @@ async def reserved(transaction: Transaction, click: ClickedLink, account_id: str
     return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage)) if row else None
 
 
-async def _locked(transaction: Transaction, referral_id: str) -> Row[Any]:
+async def locked(transaction: Transaction, referral_id: str) -> Row[Any]:
     """The referral, with both its accounts locked in the order of their ids.
 
     Raises:
@@ -182,18 +176,37 @@ async def _locked(transaction: Transaction, referral_id: str) -> Row[Any]:
     return (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
 
 
-async def _move(
+async def move(
     transaction: Transaction, referral_id: str, stage: Stage, at: datetime, reason: str | None = None, **values: object
 ) -> None:
-    """Take a referral to a stage, and write it into its story."""
+    """Take a referral, whose accounts are locked, to a stage, and write it into its story."""
+    nothing_to_decide: dict[str, Any] = {"needs_attention": None, "review_reasons": []}
     await transaction.execute(
         referral.update()
         .where(referral.c.referral_id == referral_id)
-        .values(stage=stage, reason=reason, needs_attention=None, review_reasons=[], **values)
+        .values(stage=stage, reason=reason, **nothing_to_decide | values)
     )
+    event_id = await transaction.execute(
+        referral_event.insert()
+        .values(referral_id=referral_id, stage=stage, reason=reason, at=at)
+        .returning(referral_event.c.event_id)
+    )
+    await outbox.stage_reached(transaction, event_id.scalar_one(), referral_id, stage, at, reason)
+
+
+async def refuse_attributed(
+    transaction: Transaction, row: Row[Any], refusal: Refusal, at: datetime, *, why: str = ""
+) -> CreditResult:
+    """End an attributed referral, whose accounts are locked, without a bonus.
+
+    It counted as invited since it was attributed; a refused one does not (rules 10 and 12).
+    """
+    words = f"{refusal.words} {why}".strip()
+    await move(transaction, row.referral_id, Stage.REFUSED, at, words, refusal=refusal)
     await transaction.execute(
-        referral_event.insert().values(referral_id=referral_id, stage=stage, reason=reason, at=at)
+        account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited - 1)
     )
+    return CreditResult(Stage.REFUSED, words)
 
 
 async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
@@ -234,17 +247,17 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await _locked(transaction, referral_id)
+    row = await locked(transaction, referral_id)
     at = await database.now(transaction)
     if Stage(row.stage) is Stage.CLICKED:
         signup = await _signup(transaction, row)
         refusal = refusal_of_signup(signup)
         if refusal is not None:
-            await _move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal)
+            await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal)
         elif not _window(row).admits(signup.created_at):
-            await _move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
+            await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
         else:
-            await _move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
+            await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
             await transaction.execute(
                 account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
             )
@@ -262,129 +275,163 @@ async def lapse(transaction: Transaction, referral_id: str) -> Stage:
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await _locked(transaction, referral_id)
+    row = await locked(transaction, referral_id)
     if Stage(row.stage) is not Stage.CLICKED:
         return Stage(row.stage)
-    await _move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    await move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
     return Stage.LAPSED
 
 
-async def credit_both(transaction: Transaction, referral_id: str, plans: Plans) -> CreditResult:
+async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, policy: SignalPolicy) -> CreditResult:
     """Give both sides their bonus for the referee's first payment, in this one transaction (rules 3 to 9 and 14).
 
-    Done once, it is read. With nothing paid that counts, the referral stays where it is.
+    Done once, it is read. With nothing paid that counts, the referral stays where it is. A doubtful one is held until
+    an operator decides, and whatever is found meanwhile is added to why (rule 19).
 
     Raises:
         UnknownReferralError: nothing is reserved under that id.
+        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
     """
-    row = await _locked(transaction, referral_id)
-    if Stage(row.stage) is not Stage.SIGNED_UP:
-        return await _credited(transaction, row)
-    at = await database.now(transaction)
+    row = await locked(transaction, referral_id)
+    if Stage(row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
+        return await result_of(transaction, row)
+    return await credit_attributed(transaction, row, await database.now(transaction), plans, policy)
+
+
+async def credit_attributed(
+    transaction: Transaction,
+    row: Row[Any],
+    at: datetime,
+    plans: Plans,
+    policy: SignalPolicy,
+    approved: frozenset[Doubt] = frozenset(),
+) -> CreditResult:
+    """Credit an attributed referral, whose accounts are locked, unless something is in the way.
+
+    Args:
+        transaction: within which.
+        row: the referral, signed up or in review.
+        at: now, by the ledger's clock, UTC.
+        plans: the plans on sale.
+        policy: the signs that are turned on.
+        approved: what an operator has just approved of; without it, one in review stays there.
+
+    Raises:
+        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
+    """
     refusal = refusal_before_credit(await _signup(transaction, row))
     if refusal is not None:
-        await _move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal)
-        # It counted as invited since it was attributed; a refused one does not (rules 10 and 12).
-        await transaction.execute(
-            account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited - 1)
-        )
-        return CreditResult(Stage.REFUSED, refusal.words)
+        return await refuse_attributed(transaction, row, refusal, at)
+    held_already = Stage(row.stage) is Stage.IN_REVIEW and not approved
     try:
         qualifying = first_qualifying_payment(await periods.payments_of(transaction, row.referee_id), plans)
     except UnknownPriceError as error:
+        if held_already:
+            return await result_of(transaction, row)
         attention = f"Paid, but no plan is known for {', '.join(sorted(error.prices))}: add it to the plans."
-        return await _wait_for(transaction, referral_id, Attention.UNKNOWN_PRICE, attention)
+        return await _wait_for(transaction, row, at, (Attention.UNKNOWN_PRICE,), attention)
     if qualifying is None:
-        return await _wait_for(transaction, referral_id, None, None)
-    if qualifying.payment.doubtful:
-        attention = f"The payment {qualifying.payment.invoice} was refunded in part or is disputed: held."
-        return await _wait_for(transaction, referral_id, Attention.DOUBTFUL_PAYMENT, attention)
+        return await (result_of(transaction, row) if held_already else _wait_for(transaction, row, at, (), None))
+    invoice = qualifying.payment.invoice
+    found = [Finding(doubt, hold=True) for doubt in qualifying.payment.doubts]
+    found += await signals.findings(transaction, row, invoice, policy)
+    settled_doubts = await reviews.approved(transaction, row, invoice, approved) if found else frozenset[Doubt]()
+    found = [finding for finding in found if finding.doubt not in settled_doubts]
+    if held_already or any(finding.hold for finding in found):
+        return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
+    return await _credit(transaction, row, at, plans, qualifying, sorted(finding.doubt for finding in found))
+
+
+async def _credit(
+    transaction: Transaction,
+    row: Row[Any],
+    at: datetime,
+    plans: Plans,
+    qualifying: QualifyingPayment,
+    marks: Sequence[Doubt],
+) -> CreditResult:
     plan = qualifying.plan
     expires_at: dict[Role, datetime] = {}
     for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id)):
         known = await periods.of_account(transaction, account_id, plans)
         expires_at[role] = bonus_expiry(at, known.periods)
-        await _grant(transaction, referral_id, role, account_id, plan.bonus, at, expires_at[role])
+        side = grants.Side(row.referral_id, role, account_id)
+        await grants.credit(transaction, side, plan.bonus, at, expires_at[role])
     await transaction.execute(
         account.update().where(account.c.account_id == row.referrer_id).values(subscribed=account.c.subscribed + 1)
     )
-    await _move(
+    await move(
         transaction,
-        referral_id,
+        row.referral_id,
         Stage.CREDITED,
         at,
         plan=plan.id,
         bonus_minutes=plan.bonus,
         qualifying_invoice=qualifying.payment.invoice,
         credited_at=at,
+        review_reasons=list(marks),
     )
-    return CreditResult(Stage.CREDITED, plan=plan.id, minutes=plan.bonus, credited_at=at, expires_at=expires_at)
+    return CreditResult(
+        Stage.CREDITED,
+        review_reasons=tuple(marks),
+        plan=plan.id,
+        minutes=plan.bonus,
+        credited_at=at,
+        expires_at=expires_at,
+    )
+
+
+async def _hold(transaction: Transaction, row: Row[Any], at: datetime, invoice: str, found: set[Doubt]) -> CreditResult:
+    """Hold a referral for an operator, with all that was ever found of this payment (rule 19)."""
+    known = {Doubt(reason) for reason in row.review_reasons if reason in set(Doubt)}
+    held = Stage(row.stage) is Stage.IN_REVIEW
+    doubts = sorted(found | known if held else found)
+    words = in_words(doubts)
+    attention = f"Held for review: {words}"
+    if not held or doubts != sorted(known) or invoice != row.qualifying_invoice:
+        await move(
+            transaction,
+            row.referral_id,
+            Stage.IN_REVIEW,
+            at,
+            words,
+            needs_attention=attention,
+            review_reasons=doubts,
+            qualifying_invoice=invoice,
+        )
+    return CreditResult(Stage.IN_REVIEW, words, attention, tuple(doubts))
 
 
 async def _wait_for(
-    transaction: Transaction, referral_id: str, review_reason: Attention | None, attention: str | None
-) -> CreditResult:
-    """Leave a referral where it is, and say what it needs to go on, if it needs anything."""
-    reasons = [review_reason] if review_reason else []
-    await transaction.execute(
-        referral.update()
-        .where(referral.c.referral_id == referral_id)
-        .values(needs_attention=attention, review_reasons=reasons)
-    )
-    return CreditResult(Stage.SIGNED_UP, needs_attention=attention, review_reason=review_reason)
-
-
-async def _grant(
     transaction: Transaction,
-    referral_id: str,
-    role: Role,
-    account_id: str,
-    minutes: int,
+    row: Row[Any],
     at: datetime,
-    expires_at: datetime,
-) -> None:
-    grant_id = f"{referral_id}-{role}"
-    await transaction.execute(
-        grant.insert().values(
-            grant_id=grant_id,
-            account_id=account_id,
-            referral_id=referral_id,
-            role=role,
-            minutes=minutes,
-            remaining=minutes,
-            credited_at=at,
-            expires_at=expires_at,
-        )
-    )
-    await transaction.execute(
-        entry.insert().values(
-            grant_id=grant_id, account_id=account_id, kind="credit", delta=minutes, operation_key="credit", at=at
-        )
-    )
-    await transaction.execute(
-        account.update()
-        .where(account.c.account_id == account_id)
-        .values(minutes_earned=account.c.minutes_earned + minutes)
-    )
+    reasons: tuple[Doubt | Attention, ...],
+    attention: str | None,
+) -> CreditResult:
+    """Let a referral wait for the first real payment, and say what it needs to go on, if it needs anything."""
+    waiting: dict[str, Any] = {"needs_attention": attention, "review_reasons": list(reasons)}
+    if Stage(row.stage) is Stage.IN_REVIEW:
+        # What was approved of was given back meanwhile: the first real payment after it counts (rule 14).
+        await move(transaction, row.referral_id, Stage.SIGNED_UP, at, qualifying_invoice=None, **waiting)
+    else:
+        await transaction.execute(referral.update().where(referral.c.referral_id == row.referral_id).values(**waiting))
+    return CreditResult(Stage.SIGNED_UP, needs_attention=attention, review_reasons=reasons)
 
 
-async def _credited(transaction: Transaction, row: Row[Any]) -> CreditResult:
-    grants = await _grants(transaction, row.referral_id)
+async def result_of(transaction: Transaction, row: Row[Any]) -> CreditResult:
+    """What became of a referral so far, read."""
+    lots = await grants.of_referral(transaction, row.referral_id)
     return CreditResult(
         Stage(row.stage),
         row.reason,
+        row.needs_attention,
+        tuple(row.review_reasons),
         plan=row.plan,
         minutes=row.bonus_minutes or 0,
         credited_at=row.credited_at,
-        expires_at={Role(lot.role): lot.expires_at for lot in grants} or None,
+        expires_at={Role(lot.role): lot.expires_at for lot in lots} or None,
     )
-
-
-async def _grants(transaction: Transaction, referral_id: str) -> Sequence[Row[Any]]:
-    rows = await transaction.execute(
-        select(grant).where(grant.c.referral_id == referral_id).order_by(grant.c.account_id).with_for_update()
-    )
-    return rows.all()
 
 
 async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> ExpiryResult:
@@ -396,79 +443,30 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await _locked(transaction, referral_id)
+    row = await locked(transaction, referral_id)
     at = await database.now(transaction)
     expired_minutes: dict[Role, int] = {}
+    voided_minutes: dict[Role, int] = {}
     still_open: dict[Role, tuple[datetime, timedelta]] = {}
-    for lot in await _grants(transaction, referral_id):
+    for lot in await grants.of_referral(transaction, referral_id):
         role = Role(lot.role)
-        if lot.expired_at is not None or lot.voided_at is not None:
-            expired_minutes[role] = await _expired_minutes(transaction, lot.grant_id)
-            continue
-        if not expired(lot.expires_at, at):
-            expires_at = await _move_expiry(transaction, lot, plans)
+        if lot.voided_at is not None:
+            voided_minutes[role] = await grants.voided_minutes(transaction, lot)
+        elif lot.expired_at is not None:
+            expired_minutes[role] = await grants.expired_minutes(transaction, lot)
+        elif expired(lot.expires_at, at):
+            expired_minutes[role] = await grants.expire_open(transaction, lot, at)
+        else:
+            expires_at = await grants.move_expiry(transaction, lot, plans)
             still_open[role] = (expires_at, expires_at - at)
-            continue
-        await transaction.execute(
-            entry.insert().values(
-                grant_id=lot.grant_id,
-                account_id=lot.account_id,
-                kind="expiry",
-                delta=-lot.remaining,
-                operation_key="expiry",
-                at=at,
-            )
-        )
-        await transaction.execute(
-            grant.update().where(grant.c.grant_id == lot.grant_id).values(remaining=0, expired_at=at)
-        )
-        expired_minutes[role] = lot.remaining
     stage = Stage(row.stage)
-    if stage is Stage.CREDITED and not still_open and expired_minutes:
+    # One that was voided as a whole stays what it was (rule 20).
+    if stage is Stage.CREDITED and not still_open and row.voided_at is None:
         stage = Stage.SETTLED
-        await _move(transaction, referral_id, stage, at)
-    return ExpiryResult(stage, expired_minutes, still_open)
-
-
-async def _expired_minutes(transaction: Transaction, grant_id: str) -> int:
-    return (await transaction.execute(queries.expired_minutes(grant_id))).scalar_one()
-
-
-async def _move_expiry(transaction: Transaction, lot: Row[Any], plans: Plans) -> datetime:
-    """Where rule 9 puts a grant's expiry now, stored where it moved."""
-    known = await periods.of_account(transaction, lot.account_id, plans)
-    expires_at = moved_expiry(lot.expires_at, lot.credited_at, known.periods)
-    if expires_at != lot.expires_at:
-        await transaction.execute(grant.update().where(grant.c.grant_id == lot.grant_id).values(expires_at=expires_at))
-    return expires_at
-
-
-async def move_expiries(
-    transaction: Transaction, account_id: str, plans: Plans, *, again: bool = False
-) -> list[MovedGrant]:
-    """Apply rule 9 to the open grants of an account, which is locked, after facts of its periods came in.
-
-    Returns:
-        The grants that moved; with `again`, the others as well, for they may have moved before without a word.
-    """
-    known = await periods.of_account(transaction, account_id, plans)
-    lots = await transaction.execute(
-        select(grant)
-        .where(
-            *queries.open_grants(account_id, ledger_now()),
-        )
-        .order_by(grant.c.grant_id)
-    )
-    moved: list[MovedGrant] = []
-    for lot in lots.all():
-        expires_at = moved_expiry(lot.expires_at, lot.credited_at, known.periods)
-        if expires_at != lot.expires_at:
-            await transaction.execute(
-                grant.update().where(grant.c.grant_id == lot.grant_id).values(expires_at=expires_at)
-            )
-        if again or expires_at != lot.expires_at:
-            moved.append(MovedGrant(lot.referral_id, Role(lot.role), expires_at))
-    return moved
+        # What an operator has not decided yet stays to be decided (rule 20).
+        undecided = {"needs_attention": row.needs_attention, "review_reasons": row.review_reasons}
+        await move(transaction, referral_id, stage, at, **undecided)
+    return ExpiryResult(stage, expired_minutes, voided_minutes, still_open)
 
 
 async def awaiting_payment(transaction: Transaction, account_id: str) -> list[OpenReferral]:

@@ -32,6 +32,7 @@ account = Table(
     Column("invited", Integer),
     Column("subscribed", Integer),
     Column("minutes_earned", BigInteger),
+    Column("disposable_email", Boolean),
 )
 """An account of KallyAI's, with the counts that its dashboard shows (rule 12)."""
 
@@ -44,6 +45,16 @@ identity = Table(
     Column("first_seen_at", _TIME),
 )
 """Which e-mails and customers belonged to which account, as keyed hashes that outlive the account (rules 10 and 23)."""
+
+device = Table(
+    "device",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("hash", LargeBinary, primary_key=True),
+    Column("at_signup", Boolean, primary_key=True),
+    Column("seen_at", _TIME),
+)
+"""Networks and browsers that an account was seen with, as keyed hashes of both together (rule 19)."""
 
 referral_link = Table(
     "referral_link",
@@ -165,8 +176,18 @@ stripe_event = Table(
     Column("created_at", _TIME),
     Column("received_at", _TIME),
     Column("signalled_at", _TIME),
+    Column("named_prices", ARRAY(Text)),
 )
-"""Events of Stripe's that were applied, and when every referral concerned had been told."""
+"""Events of Stripe's that were applied, which prices they named, and when every referral concerned had been told."""
+
+stripe_cursor = Table(
+    "stripe_cursor",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("read_until", _TIME),
+    Column("position", Text),
+)
+"""How far each walk through what Stripe has is: applied until a time, or until something by its id."""
 
 referral = Table(
     "referral",
@@ -189,8 +210,34 @@ referral = Table(
     Column("qualifying_invoice", Text),
     Column("credited_at", _TIME),
     Column("review_reasons", ARRAY(Text)),
+    Column("voided_at", _TIME),
 )
 """A referral with a signup; a mere click has no row."""
+
+card_check = Table(
+    "card_check",
+    metadata,
+    Column("referral_id", Text, primary_key=True),
+    Column("invoice_id", Text, primary_key=True),
+    Column("same_card", Boolean),
+    Column("checked_at", _TIME),
+)
+"""Whether an invoice was paid with a card of the referrer's, as Stripe answered (rule 19)."""
+
+review = Table(
+    "review",
+    metadata,
+    Column("referral_id", Text, primary_key=True),
+    Column("decision_id", Text, primary_key=True),
+    Column("action", Text),
+    Column("decided_by", Text),
+    Column("note", Text),
+    Column("reasons", ARRAY(Text)),
+    Column("invoice_id", Text),
+    Column("minutes_voided", JSONB),
+    Column("at", _TIME),
+)
+"""Who decided what about a doubtful referral, why, and what was known then; append-only (rules 19 and 20)."""
 
 referral_event = Table(
     "referral_event",
@@ -202,6 +249,38 @@ referral_event = Table(
     Column("at", _TIME),
 )
 """Every stage of every referral with its reason and time; append-only."""
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("type", Text),
+    Column("referral_id", Text),
+    Column("account_id", Text),
+    Column("data", JSONB),
+    Column("created_at", _TIME),
+    Column("due_at", _TIME),
+)
+"""What the backend is told, by an id that follows from what happened."""
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("endpoint", Text, primary_key=True),
+    Column("state", Text),
+    Column("problem", Text),
+    Column("at", _TIME),
+)
+"""How the delivery of a message to an endpoint ended."""
+
+endpoint_gone = Table(
+    "endpoint_gone",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("since", _TIME),
+)
+"""Endpoints that have answered that they want nothing any more."""
 
 grant = Table(
     "grant_lot",

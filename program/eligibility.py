@@ -20,6 +20,7 @@ class Refusal(StrEnum):
     KNOWN_EMAIL = "known-email"
     KNOWN_CUSTOMER = "known-customer"
     PAID_BEFORE = "paid-before"
+    DECLINED = "declined"
 
     @property
     def words(self) -> str:
@@ -36,11 +37,18 @@ _WORDS = {
     Refusal.ALREADY_REFERRED: "The account already belongs to another referral; the first one counts.",
     Refusal.KNOWN_EMAIL: "The e-mail address was another account's before; referrals are for new signups only.",
     Refusal.KNOWN_CUSTOMER: "The paying customer was another account's before; referrals are for new signups only.",
+    Refusal.DECLINED: "Declined: an operator looked at the referral and decided against a bonus.",
     Refusal.PAID_BEFORE: "The customer had paid before the link was followed; referrals are for new signups only.",
 }
 
 LAPSED_WORDS = "Nobody signed up with this link in time."
 """Why a referral lapsed, as a support agent can read it out (rules 15 and 22)."""
+
+VOIDED_WORDS = "Voided: an operator ended the referral before a bonus was due."
+"""Why a referral is voided, as a support agent can read it out (rules 20 and 22)."""
+
+TAKEN_BACK_WORDS = "Voided: an operator took back what was unused of both bonuses."
+"""What became of a credited referral that was voided (rules 20 and 22)."""
 
 
 @dataclass(frozen=True, slots=True)

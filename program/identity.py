@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import unicodedata
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 ACCOUNT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 """An opaque id. An `@` is refused: an e-mail address as an id would end up in histories and logs (rule 24)."""
@@ -81,6 +82,30 @@ def _ascii_domain(domain: str) -> str:
     return domain.rstrip(".")
 
 
+def network_of(ip: str) -> str:
+    """The network of whoever has an address: an IPv4 address itself, and of IPv6 the /64, for devices change the rest.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
+    try:
+        address: IPv4Address | IPv6Address = ip_address(ip.strip())
+    except ValueError:
+        # The parser's own words repeat the address (rule 24).
+        raise ValueError("no IP address") from None
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+    return str(address)
+
+
+_ERASED = "erased:"
+
+
+def is_pseudonym(customer: str) -> bool:
+    """Whether a customer is known by its pseudonym only, for its account was erased: Stripe cannot be asked for it."""
+    return customer.startswith(_ERASED)
+
+
 class IdentityHash:
     """Keyed hashes, so that an identity is known again although nothing that names the person is kept (rule 23)."""
 
@@ -102,3 +127,15 @@ class IdentityHash:
     def customer(self, customer: str) -> bytes:
         """The hash of a Stripe customer id."""
         return self._digest("customer", customer)
+
+    def pseudonym(self, customer: str) -> str:
+        """What a Stripe customer is called once its account is erased (rule 23). A pseudonym stays what it is."""
+        return customer if is_pseudonym(customer) else f"{_ERASED}{self.customer(customer).hex()}"
+
+    def device(self, ip: str, browser: str) -> bytes:
+        """The hash of a network and a browser's family together; neither can be looked for alone (rule 19).
+
+        Raises:
+            ValueError: it is no IP address.
+        """
+        return self._digest("device", f"{network_of(ip)} {browser}")

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from program.doubts import Doubt
 from program.plans import Plan, Plans, Price
 
 _WITHIN_A_SECOND = timedelta(seconds=1) - timedelta.resolution
 
 
 class Attention(StrEnum):
-    """Why a paid referral waits for an operator; a value of the search attribute `ReviewReasons`."""
+    """What has to be mended before a paid referral can go on by itself; a value of `review_reasons`."""
 
     UNKNOWN_PRICE = "unknown-price"
-    DOUBTFUL_PAYMENT = "doubtful-payment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,10 @@ class Payment:
         return self.amount_paid > 0 and self.refunded < self.amount_paid
 
     @property
-    def doubtful(self) -> bool:
-        """Whether it is for an operator to decide: refunded in part, or disputed (rules 14 and 19)."""
-        return self.refunded > 0 or self.disputed
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Why it is for an operator to decide: refunded in part, or disputed (rules 14 and 19)."""
+        found = ((Doubt.REFUNDED_IN_PART, self.refunded > 0), (Doubt.DISPUTED, self.disputed))
+        return tuple(doubt for doubt, applies in found if applies)
 
 
 def pays_for_a_period(amount_paid: int, total: int) -> bool:
@@ -124,7 +125,7 @@ def first_qualifying_payment(payments: Iterable[Payment], plans: Plans) -> Quali
         if plan is not None:
             return QualifyingPayment(payment, plan)
         # An invoice none of whose lines can be read is named itself: it may be for a plan all the same.
-        prices = {line.price.id for line in payment.lines if plans.sold_by(line.price) is None}
+        prices = {line.price.id for line in payment.lines if not plans.place(line.price)}
         unknown |= prices if payment.lines else {payment.invoice}
     if unknown:
         raise UnknownPriceError(frozenset(unknown))

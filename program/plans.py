@@ -62,16 +62,33 @@ class Price:
     product: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NotPlans:
+    """What is sold and known to be no plan: nothing that was paid for it qualifies, and nobody is asked about it.
+
+    Args:
+        lookup_keys: Stripe price lookup keys.
+        prices: Stripe price ids.
+        products: Stripe product ids.
+    """
+
+    lookup_keys: frozenset[str] = frozenset()
+    prices: frozenset[str] = frozenset()
+    products: frozenset[str] = frozenset()
+
+
 class Plans:
     """All plans on sale, and which of them a Stripe price sells."""
 
-    def __init__(self, plans: Iterable[Plan]) -> None:
-        """Take the plans in the order in which they are shown.
+    def __init__(self, plans: Iterable[Plan], not_plans: NotPlans | None = None) -> None:
+        """Take the plans in the order in which they are shown, and what is none.
 
         Raises:
-            PlansError: no plan at all, or one id, lookup key, price or product that stands for two plans.
+            PlansError: no plan at all, or one id, lookup key, price or product that stands for two plans, or for one
+                and for what is none.
         """
         self._plans = tuple(plans)
+        self._not_plans = not_plans or NotPlans()
         if not self._plans:
             raise PlansError("there is no plan")
         ids = [plan.id for plan in self._plans]
@@ -81,12 +98,14 @@ class Plans:
         self._by_lookup_key = self._index("lookup_keys")
         self._by_product = self._index("products")
 
-    def _index(self, field: str) -> Mapping[str, Plan]:
-        index: dict[str, Plan] = {}
+    def _index(self, field: str) -> Mapping[str, Plan | None]:
+        index: dict[str, Plan | None] = dict.fromkeys(getattr(self._not_plans, field))
         for plan in self._plans:
             for key in getattr(plan, field):
                 if key in index:
-                    raise PlansError(f"{field}: {key!r} stands for both {index[key].id!r} and {plan.id!r}")
+                    other = index[key]
+                    both = f"{other.id!r} and {plan.id!r}" if other else f"{plan.id!r} and what is no plan"
+                    raise PlansError(f"{field}: {key!r} stands for both {both}")
                 index[key] = plan
         return index
 
@@ -106,18 +125,43 @@ class Plans:
         raise KeyError(plan_id)
 
     def sold_by(self, price: Price) -> Plan | None:
-        """The plan that a price sells, by its id, else its lookup key, else its product; none if it is unknown."""
-        plan = self._by_price.get(price.id)
-        if plan is None and price.lookup_key is not None:
-            plan = self._by_lookup_key.get(price.lookup_key)
-        if plan is None and price.product is not None:
-            plan = self._by_product.get(price.product)
-        return plan
+        """The plan that a price sells, by its id, else its lookup key, else its product; none if none is known to be.
+
+        Whichever of the three is listed first decides, as a plan's or as what is no plan.
+        """
+        return next(self._listed(price), None)
+
+    def place(self, price: Price) -> bool:
+        """Whether it is known what a price sells: a plan, or what is none (rule 14)."""
+        return any(True for _ in self._listed(price))
+
+    def _listed(self, price: Price) -> Iterator[Plan | None]:
+        named = ((self._by_price, price.id), (self._by_lookup_key, price.lookup_key), (self._by_product, price.product))
+        return (index[key] for index, key in named if key is not None and key in index)
 
 
 _TEXTS = ("id", "name")
 _NUMBERS = ("minutes", "price_cents")
 _LISTS = ("lookup_keys", "prices", "products")
+
+
+def _lists(where: str, entry: Mapping[str, object]) -> dict[str, frozenset[str]]:
+    """The lists by which prices are recognised."""
+    lists: dict[str, frozenset[str]] = {}
+    for key in _LISTS:
+        values = entry.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            raise PlansError(f"{where}: {key} must be a list of texts")
+        lists[key] = frozenset(values)
+    return lists
+
+
+def _not_plans(entry: object) -> NotPlans:
+    if not isinstance(entry, dict):
+        raise PlansError("what is no plan is one table, [not_plans]")
+    if unknown := sorted(set(entry) - {*_LISTS}):
+        raise PlansError(f"not_plans: unknown: {', '.join(unknown)}")
+    return NotPlans(**_lists("not_plans", entry))
 
 
 def _plan(number: int, entry: object) -> Plan:
@@ -134,20 +178,15 @@ def _plan(number: int, entry: object) -> Plan:
             raise PlansError(f"{where}: {key} must be a whole number of at least 1")
     if bonus_minutes(entry["minutes"]) < 1:
         raise PlansError(f"{where}: {entry['minutes']} minutes bring a bonus of none")
-    for key in _LISTS:
-        values = entry.get(key, [])
-        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-            raise PlansError(f"{where}: {key} must be a list of texts")
-    if not any(entry.get(key) for key in _LISTS):
+    lists = _lists(where, entry)
+    if not any(lists.values()):
         raise PlansError(f"{where}: no Stripe price sells it; give it lookup_keys, prices or products")
     return Plan(
         id=entry["id"],
         name=entry["name"],
         minutes=entry["minutes"],
         price_cents=entry["price_cents"],
-        lookup_keys=frozenset(entry.get("lookup_keys", [])),
-        prices=frozenset(entry.get("prices", [])),
-        products=frozenset(entry.get("products", [])),
+        **lists,
     )
 
 
@@ -159,12 +198,13 @@ def load_plans(path: Path) -> Plans:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        if unknown := sorted(set(document) - {"plan"}):
+        if unknown := sorted(set(document) - {"plan", "not_plans"}):
             raise PlansError(f"unknown: {', '.join(unknown)}")
         entries = document.get("plan", [])
         if not isinstance(entries, list):
             raise PlansError("plans are a list of tables, [[plan]]")
-        return Plans(_plan(number, entry) for number, entry in enumerate(entries, start=1))
+        plans = [_plan(number, entry) for number, entry in enumerate(entries, start=1)]
+        return Plans(plans, _not_plans(document.get("not_plans", {})))
     except OSError as error:
         raise PlansError(f"{path}: {error.strerror}") from error
     except (PlansError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -7,6 +7,9 @@ from typing import Any
 
 import structlog
 
+_TELLING_TOO_MUCH = ("httpx", "stripe")
+"""They log whole addresses, and what Stripe's errors repeat of what was sent: not below a warning (rule 24)."""
+
 
 def configure_logs(program: str, level: int = logging.INFO) -> None:
     """Send this process's log lines, its libraries' included, to standard error as JSON.
@@ -47,3 +50,12 @@ def configure_logs(program: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    # It tells the address of every request, and some of ours hold secrets.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    silence_libraries()
+
+
+def silence_libraries() -> None:
+    """Let libraries that would log personal data say only what is wrong."""
+    for name in _TELLING_TOO_MUCH:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,14 +5,26 @@ Secrets have no defaults. Temporal is configured the SDK's own way, by ``TEMPORA
 """
 
 import re
+from base64 import b64decode
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from program.referral import ATTRIBUTION_WINDOW
+from program.signals import SIGNUPS_A_DAY, Handling, SignalPolicy
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -76,12 +88,80 @@ Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split), Field(mi
 OwnSecrets = Annotated[Secrets, AfterValidator(_each_long_enough)]
 OwnSecret = Annotated[SecretStr, BeforeValidator(_strip), AfterValidator(_long_enough)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_sensible)]
+ApiKey = Annotated[SecretStr, BeforeValidator(_strip), Field(min_length=1)]
+"""A key that somebody else made."""
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 
 
 def _http_url(value: str) -> str:
     TypeAdapter(AnyHttpUrl).validate_python(value)
     return value
+
+
+_ENDPOINT = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def _named(value: Any) -> Any:
+    """``name=value`` pairs, with commas between them."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in _split(value)]
+    if any(not separator for _, separator, _ in pairs):
+        raise ValueError("must look like name=value,name=value")
+    names = [name.strip() for name, _, _ in pairs]
+    if any(not _ENDPOINT.fullmatch(name) for name in names):
+        raise ValueError("a name has up to 32 small letters, digits and hyphens, and begins with a letter")
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands there twice")
+    return {name: given.strip() for name, (_, _, given) in zip(names, pairs, strict=True)}
+
+
+def _each_safe(addresses: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name, address in addresses.items():
+        try:
+            url = AnyHttpUrl(address.get_secret_value())
+        except ValidationError:
+            raise ValueError(f"{name} needs an address such as https://backend.example/webhooks") from None
+        if url.scheme != "https" and not _on_this_machine(url.host or ""):
+            raise ValueError(f"{name} must be reached by https")
+    return addresses
+
+
+def _on_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _signing_secret(given: SecretStr) -> tuple[str | None, str]:
+    """Whose secret it is (none: everybody's), and the secret; ``whsec_…`` or ``name=whsec_…``."""
+    text = given.get_secret_value()
+    name, separator, secret = text.partition("=")
+    if not separator or not secret.startswith("whsec_"):
+        return None, text
+    return name, secret
+
+
+def _each_signs(secrets: list[SecretStr], others: ValidationInfo) -> list[SecretStr]:
+    owners: set[str | None] = set()
+    for given in secrets:
+        owner, secret = _signing_secret(given)
+        try:
+            key = b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+            raise ValueError("each must be whsec_ and 24 to 64 random bytes in base64")
+        owners.add(owner)
+    endpoints = set(others.data.get("delivery_endpoints", {}))
+    if unknown := {str(owner) for owner in owners - {None}} - endpoints:
+        raise ValueError(f"there is no endpoint {', '.join(sorted(unknown))}")
+    if None not in owners and endpoints - owners:
+        raise ValueError(f"needed to sign what is sent to {', '.join(sorted(endpoints - owners))}")
+    return secrets
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
@@ -129,6 +209,18 @@ class MigrationSettings(_Settings):
         return url.get_secret_value()
 
 
+class TemporalSetupSettings(_Settings):
+    """What ``referrals setup-temporal`` needs: the queue that the Schedules' jobs are beside."""
+
+    task_queue: str = "referrals"
+
+
+class ReconcileSettings(_Settings):
+    """What ``referrals reconcile`` needs: the queue that the reconciliation's own is beside."""
+
+    task_queue: str = "referrals"
+
+
 class LedgerSettings(_Settings):
     """What every program with the ledger behind it needs."""
 
@@ -137,26 +229,77 @@ class LedgerSettings(_Settings):
     task_queue: str = "referrals"
 
 
-class WorkerSettings(LedgerSettings):
-    """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE)."""
+class StripeApiSettings(_Settings):
+    """Stripe's API, for the programs that may read from it; without a key none does."""
 
+    stripe_api_key: ApiKey | None = None
+    stripe_api_base: BaseUrl = "https://api.stripe.com"
+
+
+class DeliverySettings(_Settings):
+    """Where the backend is told what happens, and what signs it; no endpoint, and it is not told."""
+
+    delivery_endpoints: Annotated[
+        dict[str, SecretStr], NoDecode, BeforeValidator(_named), AfterValidator(_each_safe)
+    ] = Field(default_factory=dict)
+    delivery_secrets: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split), AfterValidator(_each_signs)] = (
+        Field(default_factory=list, validate_default=True)
+    )
+
+    def signing_secrets(self, endpoint: str) -> list[str]:
+        """The secrets that sign what is sent to an endpoint, the newest first."""
+        known = map(_signing_secret, self.delivery_secrets)
+        return [secret for owner, secret in known if owner in (None, endpoint)]
+
+
+class ImportSettings(_Settings):
+    """What ``referrals import`` needs."""
+
+    database_url: DatabaseUrl
+    plans_file: Path = PROJECT / "plans.toml"
+    identity_hash_key: OwnSecret
+    stripe_api_key: ApiKey
+    stripe_api_base: BaseUrl = "https://api.stripe.com"
+
+
+class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
+    """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE).
+
+    Reconciliation needs a key for Stripe's API and the ``identity_hash_key``, which links customers to accounts.
+    """
+
+    identity_hash_key: OwnSecret | None = None
     metrics_address: str | None = None
     deployment_name: str | None = None
     build_id: str | None = None
+    signal_same_device: Handling = Handling.OFF
+    signal_disposable_email: Handling = Handling.OFF
+    signal_many_signups: Handling = Handling.OFF
+    signal_signups_a_day: Annotated[int, Field(ge=1, le=1_000_000)] = SIGNUPS_A_DAY
+
+    @property
+    def signals(self) -> SignalPolicy:
+        """Which signs are looked at before a credit (rule 19); cards are compared where Stripe's API can be read."""
+        return SignalPolicy(
+            same_card=self.stripe_api_key is not None,
+            same_device=self.signal_same_device,
+            disposable_email=self.signal_disposable_email,
+            many_signups=self.signal_many_signups,
+            signups_a_day=self.signal_signups_a_day,
+        )
 
 
-class StarterSettings(LedgerSettings):
+class StarterSettings(LedgerSettings, StripeApiSettings):
     """What ``python -m starter`` needs."""
 
     api_keys: OwnSecrets
     stripe_webhook_secrets: OwnSecrets
-    stripe_api_key: SecretStr | None = None
-    stripe_api_base: BaseUrl = "https://api.stripe.com"
     public_url: BaseUrl
     signup_url: HttpUrl
     cookie_domain: str | None = None
     token_secrets: OwnSecrets
     identity_hash_key: OwnSecret
     attribution_window: Duration = ATTRIBUTION_WINDOW
+    signal_same_device: Handling = Handling.OFF
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

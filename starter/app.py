@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from temporalio.client import Client
 
+from billing.api import StripeApi
 from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import load_plans
@@ -43,12 +44,15 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         hashes=IdentityHash(settings.identity_hash_key.get_secret_value()),
         tokens=Tokens([secret.get_secret_value() for secret in settings.token_secrets], settings.attribution_window),
         metrics=metrics,
+        stripe=_stripe(settings),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await database.close()
+        if services.stripe:
+            await services.stripe.close()
 
     app = FastAPI(
         title="KallyAI referral program",
@@ -67,6 +71,11 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         app.include_router(module.router)
     _name_problems(app)
     return app
+
+
+def _stripe(settings: StarterSettings) -> StripeApi | None:
+    key = settings.stripe_api_key
+    return StripeApi(key.get_secret_value(), settings.stripe_api_base) if key else None
 
 
 def _name_problems(app: FastAPI) -> None:

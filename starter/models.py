@@ -9,7 +9,7 @@ from email_validator import EmailNotValidError, validate_email
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from program.identity import ACCOUNT_ID_PATTERN, normalise_email
+from program.identity import ACCOUNT_ID_PATTERN, network_of, normalise_email
 from program.referral import Role, Stage
 
 AccountIdText = Annotated[str, StringConstraints(pattern=ACCOUNT_ID_PATTERN)]
@@ -27,6 +27,14 @@ def _email(value: str) -> str:
         normalise_email(value)
     except (EmailNotValidError, ValueError):
         raise ValueError("must be an e-mail address") from None
+    return value
+
+
+def _ip(value: str) -> str:
+    try:
+        network_of(value)
+    except ValueError:
+        raise ValueError("must be an IPv4 or IPv6 address") from None
     return value
 
 
@@ -57,7 +65,14 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class AccountPut(_Request):
+class SeenWith(_Request):
+    """Where a request of the person's own came from, as the backend saw it; of both only a keyed hash is ever kept."""
+
+    client_ip: Annotated[str, StringConstraints(max_length=64), AfterValidator(_ip)] | None = None
+    user_agent: Annotated[str, StringConstraints(max_length=1024)] | None = None
+
+
+class AccountPut(SeenWith):
     """An account, as the backend knows it. Saying it again changes nothing."""
 
     email: Email
@@ -83,7 +98,7 @@ class AccountStanding(BaseModel):
     cycle: Cycle | None
 
 
-class LinkRequest(_Request):
+class LinkRequest(SeenWith):
     """Which version of the Program Terms the member accepts by taking the link (rule 13)."""
 
     terms_version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
@@ -96,7 +111,7 @@ class Link(BaseModel):
     url: str
 
 
-class SignupRequest(_Request):
+class SignupRequest(SeenWith):
     """A friend's signup, with the token of the link that was followed or the code that was given."""
 
     account_id: AccountIdText
@@ -109,8 +124,6 @@ class SignupRequest(_Request):
         ]
         | None
     ) = None
-    client_ip: Annotated[str, StringConstraints(max_length=64)] | None = None
-    user_agent: Annotated[str, StringConstraints(max_length=1024)] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> "SignupRequest":

@@ -14,6 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from billing.api import StripeRefusedError, StripeUnreachableError
+from billing.thin import ApiKeyMissingError
 from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, UnknownAccountError
 from workflows.client import UnreachableError
 
@@ -134,6 +136,20 @@ def handle_problems(app: FastAPI) -> None:
     @app.exception_handler(UnreachableError)
     async def _(_: Request, error: UnreachableError) -> Response:
         return _unavailable("Temporal", error)
+
+    @app.exception_handler(StripeUnreachableError)
+    async def _(_: Request, error: StripeUnreachableError) -> Response:
+        return _unavailable("Stripe", error)
+
+    @app.exception_handler(StripeRefusedError)
+    async def _(_: Request, error: StripeRefusedError) -> Response:
+        log.error("Stripe refused", error=str(error))
+        return problem(503, "stripe-refused", f"Stripe's API refused: {error}. Look at the key.", _COME_AGAIN)
+
+    @app.exception_handler(ApiKeyMissingError)
+    async def _(_: Request, error: ApiKeyMissingError) -> Response:
+        log.error("no key for Stripe's API", error=str(error))
+        return problem(503, "stripe-api-key-missing", f"Not set up for this event: {error}.")
 
     @app.exception_handler(PoolTimeoutError)
     async def _(_: Request, error: PoolTimeoutError) -> Response:

@@ -1,34 +1,25 @@
 """What the routes work with, put together once by the app factory."""
 
-import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-import structlog
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from temporalio.client import Client
 
-from ledger import referrals
+from activities.telling import Messenger
+from billing.api import StripeApi
 from ledger.database import Database
-from ledger.facts import News
-from ledger.referrals import OpenReferral, Reservation
 from program.identity import IdentityHash
 from program.plans import Plans
-from program.referral import Stage
 from runtime.settings import StarterSettings
 from starter.metrics import Metrics
 from starter.problems import ProblemError
 from starter.tokens import Tokens
-from workflows.client import ReferralOverError, ReferralRuns
-from workflows.messages import CycleMoved, ReferralStart, workflow_id
-
-_TELL_AT_ONCE = 16
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+from workflows.client import ReferralRuns
 
 
 def utc_now() -> datetime:
@@ -48,65 +39,13 @@ class Services:
     hashes: IdentityHash
     tokens: Tokens
     metrics: Metrics
+    stripe: StripeApi | None = None
     now: Callable[[], datetime] = utc_now
 
-    async def tell(self, news: News, event_id: str) -> None:
-        """Tell every run that the news concern.
-
-        Raises:
-            UnreachableError: at least one could not be told; all may be told again.
-        """
-        turns = asyncio.Semaphore(_TELL_AT_ONCE)
-
-        async def in_turn(telling: Awaitable[None]) -> None:
-            async with turns:
-                await telling
-
-        payments = [self._tell_of_payment(waiting, event_id) for waiting in news.payments]
-        moves = [
-            self.runs.cycle_moved(grant.referral_id, CycleMoved(grant.role, grant.expires_at)) for grant in news.moved
-        ]
-        told = await asyncio.gather(*map(in_turn, [*payments, *moves]), return_exceptions=True)
-        for failure in told:
-            if failure is not None:
-                raise failure
-
-    async def _tell_of_payment(self, waiting: OpenReferral, event_id: str) -> None:
-        ids = {"referral_id": waiting.referral_id, "workflow_id": workflow_id(waiting.referral_id)}
-        try:
-            if waiting.stage is Stage.CLICKED:
-                # The report of the signup was cut short, and a plain signal would not wake a run that waits for it.
-                await self.report_signup(start_of(waiting), waiting.referee_id)
-            else:
-                await self.runs.payment_reported(start_of(waiting), waiting.referee_id, event_id)
-        except ReferralOverError:
-            # Ended from outside: an operator has to know, for the ledger still waits for it.
-            self.metrics.runs_over.inc()
-            log.error("paid, but the run is over", **ids)  # noqa: TRY400
-
-    async def report_signup(self, start: ReferralStart, account_id: str) -> Stage:
-        """Report a reserved signup to its run, and write down that it lapsed where the run is over already.
-
-        Returns:
-            `clicked`, as the run will decide; or the stage that the ledger knows of a run that is over.
-
-        Raises:
-            UnreachableError: Temporal could not be reached, or refused.
-        """
-        try:
-            await self.runs.signed_up(start, account_id)
-        except ReferralOverError:
-            # It may have heard of this very signup before it ended.
-            async with self.database.transaction() as transaction:
-                return await referrals.lapse(transaction, start.referral_id)
-        return Stage.CLICKED
-
-
-def start_of(referral: OpenReferral | Reservation) -> ReferralStart:
-    """What the run of a referral is started with."""
-    return ReferralStart(
-        referral.referral_id, referral.referrer_id, referral.window.clicked_at, referral.window.lapses_at
-    )
+    @property
+    def messenger(self) -> Messenger:
+        """Who tells the runs what the ledger has learnt."""
+        return Messenger(self.runs, self.database, self.metrics.runs_over.inc)
 
 
 def _services(request: Request) -> Services:

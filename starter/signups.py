@@ -3,15 +3,17 @@
 import structlog
 from fastapi import APIRouter, Depends
 
+from activities.telling import start_of
 from ledger import accounts, referrals
 from ledger.accounts import Profile
 from ledger.database import Transaction
 from ledger.referrals import ClickedLink, Reservation, derived_id
 from program.referral import AttributionWindow, Stage, code_given_at
+from starter import devices
 from starter.checks import not_from_the_future
 from starter.models import SignupAccepted, SignupRequest
 from starter.problems import ProblemError, documented
-from starter.services import Services, Serving, require_api_key, start_of
+from starter.services import Services, Serving, require_api_key
 from starter.tokens import InvalidTokenError
 from workflows.messages import workflow_id
 
@@ -38,8 +40,14 @@ async def report_signup(signup: SignupRequest, services: Serving) -> SignupAccep
             if not click.window.admits(signup.created_at) or click.window.lapsed(now):
                 services.metrics.signups.labels("lapsed").inc()
                 raise _LAPSED
-            profile = Profile(signup.account_id, signup.email, signup.created_at)
+            profile = Profile(
+                signup.account_id,
+                signup.email,
+                signup.created_at,
+                disposable_email=devices.is_disposable(signup.email),
+            )
             await accounts.put(transaction, profile, services.hashes)
+            await devices.remember(transaction, services, signup.account_id, signup, at_signup=True)
             reservation = await referrals.reserve(transaction, click, referrer_id, signup.account_id)
     await _tell_run(services, reservation, signup.account_id)
     return SignupAccepted(referral_id=reservation.referral_id)
@@ -75,7 +83,7 @@ async def _tell_run(services: Services, reservation: Reservation, account_id: st
     if reservation.stage is not Stage.CLICKED:
         services.metrics.signups.labels("known").inc()
         return
-    if await services.report_signup(start_of(reservation), account_id) is Stage.LAPSED:
+    if await services.messenger.report_signup(start_of(reservation), account_id) is Stage.LAPSED:
         services.metrics.signups.labels("lapsed").inc()
         raise _LAPSED
     services.metrics.signups.labels("accepted").inc()

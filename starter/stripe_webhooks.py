@@ -9,8 +9,9 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import SecretStr
 
-from billing.events import HANDLED_TYPES, MalformedEventError, reduce_event
-from ledger import facts
+from billing.events import HANDLED_TYPES, MalformedEventError
+from billing.thin import read_event
+from ledger import facts, late_prices
 from starter.models import WebhookAnswer
 from starter.problems import ProblemError, documented
 from starter.services import Serving
@@ -31,11 +32,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}},
 )
 async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
-    """Take an event from Stripe. 200: done, or nothing to us. 503: not all of it could be done, send it again."""
+    """Take an event from Stripe, a snapshot or a thin one. 200: done, or nothing to us. 503: not done, send it again.
+
+    A thin event says nothing without a key for Stripe's API, so it is answered with 503 until there is one: Stripe
+    shows that in its dashboard, and what it sends again then is not lost.
+    """
     body = await _body(request)
     _verify(body, request.headers.get("stripe-signature"), services.settings.stripe_webhook_secrets)
     try:
-        event = reduce_event(json.loads(body))
+        event = await read_event(json.loads(body), services.stripe)
     except (MalformedEventError, ValueError, RecursionError) as error:
         services.metrics.stripe_events.labels("unknown", "malformed").inc()
         detail = str(error) if isinstance(error, MalformedEventError) else "the body is no JSON"
@@ -47,7 +52,9 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
         return WebhookAnswer(handled=False)
     async with services.database.transaction() as transaction:
         news = await facts.apply_event(transaction, event, services.plans, services.hashes)
-    await services.tell(news, event.event_id)
+    await services.messenger.tell(news, event.event_id)
+    async for late in late_prices.news(services.database.transaction, news, services.plans):
+        await services.messenger.tell(late, event.event_id)
     async with services.database.transaction() as transaction:
         await facts.mark_signalled(transaction, event.event_id)
     services.metrics.stripe_events.labels(kind, "handled").inc()

@@ -17,7 +17,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from devstack.postgres import APP, OWNER, EmbeddedPostgres
+from devstack.postgres import OWNER, EmbeddedPostgres
 from devstack.temporal import POLLS_PER_SECOND
 from ledger.database import Database
 from ledger.migrate import migrate
@@ -26,7 +26,7 @@ from runtime.settings import PROJECT
 from tests.http_support import Starter, serve
 from tests.rule_table import pytest_terminal_summary as pytest_terminal_summary
 from tests.stripe_events import unique
-from tests.support import Clock, DatabaseUrls, World
+from tests.support import Clock, DatabaseUrls, World, copied_database
 from workflows.messages import SEARCH_ATTRIBUTES
 
 BIN = Path(sys.executable).parent
@@ -58,9 +58,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server; durable writes are off, for nobody pulls the plug on it here."""
     directory = Path(tempfile.mkdtemp(prefix="referrals-tests-"))
     directory.chmod(0o755)
-    server = EmbeddedPostgres(
-        directory / "postgres", free_port(), settings={"fsync": "off", "max_connections": "200"}
-    ).start()
+    settings = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
+    server = EmbeddedPostgres(directory / "postgres", free_port(), settings=settings).start()
     try:
         yield server
     finally:
@@ -82,15 +81,12 @@ def _url(postgres: EmbeddedPostgres, role: str, name: str) -> str:
 
 
 @pytest.fixture
-def database_urls(postgres: EmbeddedPostgres, template: str) -> DatabaseUrls:
+def database_urls(postgres: EmbeddedPostgres, template: str) -> Iterator[DatabaseUrls]:
     """A database of the test's own, migrated, with nothing in it."""
     name = f"test_{next(_databases)}"
-    names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
-    names |= {"owner": sql.Identifier(OWNER), "app": sql.Identifier(APP)}
+    yield copied_database(postgres, template, name)
     with psycopg.connect(postgres.superuser_url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template} OWNER {owner}").format(**names))
-        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {name} TO {app}").format(**names))
-    return DatabaseUrls(owner=_url(postgres, OWNER, name), app=_url(postgres, APP, name))
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
+import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -24,21 +27,30 @@ from temporalio.worker import (
     WorkerDeploymentConfig,
 )
 
+from activities.delivery import Deliveries, http_client
+from activities.telling import Messenger
+from billing.api import StripeApi
+from billing.cards import Cards
 from billing.events import reduce_event
 from devstack.postgres import APP, OWNER, EmbeddedPostgres
-from ledger import accounts, facts, queries, referrals
+from ledger import accounts, decisions, erasure, facts, late_prices, queries, referrals
 from ledger.accounts import Link, Profile
 from ledger.database import Database, Transaction
+from ledger.decisions import Decision, DecisionResult
+from ledger.erasure import ErasedSide
 from ledger.facts import News
 from ledger.referrals import AttributionResult, ClickedLink, CreditResult, ExpiryResult, Reservation
 from program.cycles import Period
+from program.doubts import Action
 from program.identity import IdentityHash
 from program.plans import Plans
 from program.referral import AttributionWindow, Stage
-from tests.stripe_events import Event, invoice_paid, subscription
-from worker import build_worker
+from program.signals import SignalPolicy
+from tests.stripe_events import Event, charge_refunded, invoice_paid, paid_by, subscription
+from worker import build_courier, build_upkeep_worker, build_worker
 from workflows.client import ReferralRuns
-from workflows.messages import STATE, CycleMoved, ReferralStart, ReferralState, workflow_id
+from workflows.delivery_client import DeliveryRuns
+from workflows.messages import REVIEW, STATE, VOID, Outcome, ReferralStart, ReferralState, Review, Void, workflow_id
 
 TASK_QUEUE = "referrals-test"
 HASHES = IdentityHash("a key that only tests use")
@@ -176,12 +188,15 @@ class World:
         clock: Clock,
         task_queue: str = TASK_QUEUE,
     ) -> None:
+        self.policy = SignalPolicy()
         self.database = database
         self.plans = plans
         self.environment = environment
         self.clock = clock
         self.task_queue = task_queue
         self.runs = ReferralRuns(environment.client, task_queue, timeout=timedelta(seconds=10))
+        self.cards: Cards | None = None
+        self.messenger = Messenger(self.runs, database, lambda: None)
 
     def worker(self, *interceptors: Interceptor, versions: WorkerDeploymentConfig | None = None) -> Worker:
         """A worker for this world's runs."""
@@ -190,8 +205,38 @@ class World:
             self.task_queue,
             self.database,
             self.plans,
+            self.policy,
             versions,
             interceptors=[_OnTestTime(self.clock), *interceptors],
+            cards=self.cards,
+        )
+
+    def upkeep_worker(
+        self,
+        *interceptors: Interceptor,
+        stripe: StripeApi | None = None,
+        deliveries: Deliveries | None = None,
+        runs: DeliveryRuns | None = None,
+        versions: WorkerDeploymentConfig | None = None,
+    ) -> Worker:
+        """A worker for what is done beside this world's runs; it delivers nothing unless told how."""
+        return build_upkeep_worker(
+            self.environment.client,
+            self.task_queue,
+            self.database,
+            self.plans,
+            versions,
+            interceptors=[_OnTestTime(self.clock), *interceptors],
+            stripe=stripe,
+            hashes=HASHES,
+            deliveries=deliveries or Deliveries(self.database, {}, http_client()),
+            runs=runs,
+        )
+
+    def courier(self, endpoint: str, deliveries: Deliveries) -> Worker:
+        """A worker that sends messages to an endpoint."""
+        return build_courier(
+            self.environment.client, self.task_queue, endpoint, deliveries, interceptors=[_OnTestTime(self.clock)]
         )
 
     async def pass_time(self, by: timedelta) -> None:
@@ -218,7 +263,7 @@ class World:
             profile = Profile(member.account_id, member.email, member.created_at, member.customer_id)
             await accounts.put(transaction, profile, HASHES)
             news = await facts.news_of(transaction, [member.customer_id], self.plans)
-        await self._tell(news, "put")
+        await self.messenger.tell(news, "put")
         return news
 
     async def subscriber(
@@ -241,21 +286,11 @@ class World:
             reduced = reduce_event(event)
             async with self.database.transaction() as transaction:
                 news = await facts.apply_event(transaction, reduced, self.plans, HASHES)
-            await self._tell(news, reduced.event_id)
+            await self.messenger.tell(news, reduced.event_id)
+            async for late in late_prices.news(self.database.transaction, news, self.plans):
+                await self.messenger.tell(late, reduced.event_id)
             async with self.database.transaction() as transaction:
                 await facts.mark_signalled(transaction, reduced.event_id)
-
-    async def _tell(self, news: News, event_id: str) -> None:
-        for waiting in news.payments:
-            start = ReferralStart(
-                waiting.referral_id, waiting.referrer_id, waiting.window.clicked_at, waiting.window.lapses_at
-            )
-            if waiting.stage is Stage.CLICKED:
-                await self.runs.signed_up(start, waiting.referee_id)
-            else:
-                await self.runs.payment_reported(start, waiting.referee_id, event_id)
-        for moved in news.moved:
-            await self.runs.cycle_moved(moved.referral_id, CycleMoved(moved.role, moved.expires_at))
 
     async def click(
         self,
@@ -299,6 +334,29 @@ class World:
         ]
         await self.report(*events)
         return events
+
+    async def refund(self, payment: list[Event], *, amount: int) -> None:
+        """Give money back that a friend paid: what :meth:`pay` returned."""
+        await self.report(*refunded(payment, amount, await self.clock.now()))
+
+    async def erase(self, member: Member) -> None:
+        """Erase an account, as the backend does."""
+        async with self.database.transaction() as transaction:
+            sides = await erasure.erase(transaction, member.account_id, HASHES)
+        await self.messenger.tell_of_erasing(sides)
+
+    async def review(self, run_id: str, decision: Literal["approve", "reject"], **how: Any) -> Outcome:
+        """Decide about what is in doubt, as an operator does."""
+        return await self._update(run_id, REVIEW, Review(decision, "ann", "looked at it"), **how)
+
+    async def void(self, run_id: str, **how: Any) -> Outcome:
+        """Void a referral, as an operator does."""
+        return await self._update(run_id, VOID, Void("ann", "looked at it"), **how)
+
+    async def _update(self, run_id: str, name: str, asked: Review | Void, **how: Any) -> Outcome:
+        handle = self.environment.client.get_workflow_handle(run_id)
+        outcome: Outcome = await handle.execute_update(name, asked, result_type=Outcome, **how)
+        return outcome
 
     async def cycle(self, member: Member) -> Period:
         """The paid period that an account is in."""
@@ -362,6 +420,7 @@ class Books:
         self.database = database
         self.plans = plans
         self.clock = clock
+        self.policy = SignalPolicy()
 
     async def someone(self, name: str = "friend", *, age: timedelta = timedelta(0)) -> Member:
         """A person whose account is `age` old, and of whom nothing was reported yet."""
@@ -411,7 +470,11 @@ class Books:
         """Let events of Stripe's come in, and all concerned be told."""
         news: list[News] = []
         for event in events:
-            news.append(await self.apply(event))
+            first = await self.apply(event)
+            news.append(first)
+            async for late in late_prices.news(self.database.transaction, first, self.plans):
+                told = news[-1]
+                news[-1] = replace(told, payments=told.payments + late.payments, moved=told.moved + late.moved)
             async with self.database.transaction() as transaction:
                 await facts.mark_signalled(transaction, event["id"])
         return news
@@ -449,12 +512,31 @@ class Books:
     async def credit(self, referral_id: str) -> CreditResult:
         """Look at a payment."""
         async with self.database.transaction() as transaction:
-            return await referrals.credit_both(transaction, referral_id, self.plans)
+            return await referrals.credit_both(transaction, referral_id, self.plans, self.policy)
 
     async def expire(self, referral_id: str) -> ExpiryResult:
         """Look at both expiries."""
         async with self.database.transaction() as transaction:
             return await referrals.expire(transaction, referral_id, self.plans)
+
+    async def decide(self, referral_id: str, action: Action, decision_id: str = "one") -> DecisionResult:
+        """Decide about a referral, as an operator does."""
+        decision = Decision(referral_id, decision_id, action, "ann", "looked at it")
+        async with self.database.transaction() as transaction:
+            return await decisions.decide(transaction, decision, self.plans, SignalPolicy())
+
+    async def erase(self, member: Member) -> list[ErasedSide]:
+        """Erase an account, as the backend does."""
+        async with self.database.transaction() as transaction:
+            return await erasure.erase(transaction, member.account_id, HASHES)
+
+    async def held(self, referrer: Member, friend: Member) -> str:
+        """A referral that is held, for a part of the payment was refunded; gives its id."""
+        referral_id = await self.sign_up(referrer, friend)
+        await self.put(friend, linked=True)
+        await self.report(*refunded(await self.pay(friend), 100, await self.clock.now()))
+        await self.credit(referral_id)
+        return referral_id
 
     async def sign_up(self, referrer: Member, friend: Member, *, clicked: timedelta = timedelta(minutes=1)) -> str:
         """Reserve and attribute a signup by a click that long ago; gives the referral's id."""
@@ -507,9 +589,30 @@ class Books:
             return [tuple(row) for row in await transaction.execute(text(statement), parameters)]
 
 
+def refunded(payment: list[Event], amount: int, at: datetime) -> list[Event]:
+    """What Stripe tells when money is given back of a payment: how the invoice was paid, and the refund."""
+    invoice, customer = (payment[1]["data"]["object"][name] for name in ("id", "customer"))
+    intent = f"pi_{invoice}"
+    return [paid_by(invoice, intent, at), charge_refunded(intent, amount, customer=customer, charge_id=f"ch_{invoice}")]
+
+
 def run_start(click: ClickedLink, referrer: Member) -> ReferralStart:
     """What the run of a click begins with."""
     return ReferralStart(click.referral_id, referrer.account_id, click.window.clicked_at, click.window.lapses_at)
+
+
+async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """The console script itself, in an environment of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REFERRALS_", "TEMPORAL_"))}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).parent / "referrals",
+        *arguments,
+        env=kept | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 Seen = TypeVar("Seen")

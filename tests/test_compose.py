@@ -34,6 +34,7 @@ from temporalio.envconfig import ClientConfigProfile
 from devstack.ports import free_port
 from devstack.postgres import EmbeddedPostgres
 from devstack.temporal import find_binary
+from program.signals import Handling, SignalPolicy
 from runtime.settings import MigrationSettings, SettingsError, StarterSettings, WorkerSettings
 from worker import GRACEFUL_SHUTDOWN
 
@@ -244,7 +245,10 @@ def test_each_program_gets_only_the_secrets_of_its_own() -> None:
         "REFERRALS_OWNER_PASSWORD": {"databases", "migrate"},
         "REFERRALS_APP_PASSWORD": {"databases", "starter", "worker"},
     }
-    assert all(holders[name] == {"starter"} for name in holders.keys() - databases.keys())
+    # Reconciliation links customers to accounts as the starter does, and remembers them by the same key.
+    shared = {"REFERRALS_IDENTITY_HASH_KEY"}
+    assert all(holders[name] == {"starter", "worker"} for name in shared)
+    assert all(holders[name] == {"starter"} for name in holders.keys() - databases.keys() - shared)
 
 
 def test_the_documentation_names_every_variable() -> None:
@@ -402,6 +406,47 @@ def test_what_is_optional_is_passed_on_when_it_is_set(monkeypatch: pytest.Monkey
     versioned = {"REFERRALS_DEPLOYMENT_NAME": "referrals", "REFERRALS_BUILD_ID": "7"}
     only(monkeypatch, environment("worker", {**GIVEN, **versioned}))
     assert (WorkerSettings.load().deployment_name, WorkerSettings.load().build_id) == ("referrals", "7")
+
+
+def test_the_worker_is_told_whom_to_tell_and_nobody_else_knows_the_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = {
+        "REFERRALS_DELIVERY_ENDPOINTS": "backend=https://backend.example/referrals",
+        "REFERRALS_DELIVERY_SECRETS": "whsec_" + "c2lnbmluZw" * 4,
+    }
+    only(monkeypatch, environment("worker", {**GIVEN, **backend}))
+    settings = WorkerSettings.load()
+    assert settings.delivery_endpoints["backend"].get_secret_value() == "https://backend.example/referrals"
+    assert settings.signing_secrets("backend") == [backend["REFERRALS_DELIVERY_SECRETS"]]
+    for service in SERVICES.keys() - {"worker"}:
+        assert not environment(service, {**GIVEN, **backend}).keys() & backend.keys()
+
+
+def test_rule_10_the_worker_remembers_customers_by_the_same_key_as_the_starter(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for program, settings in (("starter", StarterSettings), ("worker", WorkerSettings)):
+        only(monkeypatch, environment(program, GIVEN))
+        keys.append(settings.load().identity_hash_key)
+    assert keys[0] == keys[1] is not None
+
+
+def test_rule_19_the_worker_is_told_which_signs_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = {
+        "REFERRALS_STRIPE_API_KEY": "rk_x",
+        "REFERRALS_SIGNAL_SAME_DEVICE": "hold",
+        "REFERRALS_SIGNAL_DISPOSABLE_EMAIL": "mark",
+        "REFERRALS_SIGNAL_MANY_SIGNUPS": "hold",
+        "REFERRALS_SIGNAL_SIGNUPS_A_DAY": "7",
+    }
+    only(monkeypatch, environment("worker", {**GIVEN, **signals}))
+    assert WorkerSettings.load().signals == SignalPolicy(
+        same_card=True,
+        same_device=Handling.HOLD,
+        disposable_email=Handling.MARK,
+        many_signups=Handling.HOLD,
+        signups_a_day=7,
+    )
+    only(monkeypatch, environment("starter", {**GIVEN, **signals}))
+    assert StarterSettings.load().signal_same_device is Handling.HOLD, "it keeps hashes only for a sign that is used"
 
 
 def test_the_starter_listens_where_its_port_and_its_health_check_are() -> None:

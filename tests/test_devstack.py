@@ -215,7 +215,9 @@ def test_every_program_gets_what_it_needs_and_no_more(tmp_path: Path) -> None:
     def known_to(environment: dict[str, str]) -> set[str]:
         return everything & set(environment.values())
 
-    assert known_to(environments.worker) == {application}
+    # Reconciliation reads from Stripe, and remembers customers as the starter does.
+    shared = {secrets["REFERRALS_STRIPE_API_KEY"], secrets["REFERRALS_IDENTITY_HASH_KEY"]}
+    assert known_to(environments.worker) == shared | {application}
     assert known_to(environments.starter) == starter | {application}
     assert known_to(environments.migrate) == database
     assert owner not in environments.starter.values()
@@ -223,6 +225,9 @@ def test_every_program_gets_what_it_needs_and_no_more(tmp_path: Path) -> None:
     assert known_to(environments.server) == set()
     assert environments.worker["PATH"] == "/bin"
     assert "TEMPORAL_TLS" not in environments.worker, "our server has none"
+    elsewhere = Environments(_configuration(tmp_path), {"REFERRALS_TASK_QUEUE": "others"})
+    for program in (elsewhere.worker, elsewhere.starter, elsewhere.setup_temporal):
+        assert program["REFERRALS_TASK_QUEUE"] == "others", "all of them mean the same queue"
 
 
 @pytest.mark.parametrize(
@@ -599,7 +604,7 @@ def test_each_pid_file_names_its_program_and_each_program_has_only_its_own_secre
     marks = {"postgres": "postgres", "temporal": "start-dev", "worker": "worker.py", "starter": "starter"}
     secrets = json.loads((stack.data / "secrets.json").read_text())
     allowed = {
-        "worker": {"postgres_app_password"},
+        "worker": {"postgres_app_password", "identity_hash_key"},
         "starter": {
             "postgres_app_password",
             "api_key",

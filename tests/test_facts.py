@@ -20,6 +20,7 @@ from ledger.database import Database
 from ledger.facts import News
 from ledger.referrals import AttributionResult
 from program.cycles import Period
+from program.eligibility import Refusal
 from program.plans import Plans
 from program.referral import Role, Stage
 from tests.stripe_events import (
@@ -407,6 +408,19 @@ async def test_linking_the_customer_last_is_news_by_either_way(books: Books) -> 
         else:
             (news,) = await books.report(checkout_completed(friend.customer_id, friend.account_id))
         assert [told.referral_id for told in news.payments] == [referral_id], way
+
+
+async def test_rule_18_a_customer_of_another_account_ends_the_referral_by_either_way(books: Books) -> None:
+    """No payment of that customer will ever be the friend's, so it would wait for ever."""
+    for way in ("put", "checkout"):
+        referrer, friend = await books.subscriber(), await books.someone()
+        referral_id = await books.sign_up(referrer, friend)
+        if way == "put":
+            news = await books.put(replace(friend, customer_id=referrer.customer_id), linked=True)
+        else:
+            (news,) = await books.report(checkout_completed(referrer.customer_id, friend.account_id))
+        assert [told.referral_id for told in news.payments] == [referral_id], way
+        assert (await books.credit(referral_id)).reason == Refusal.SAME_CUSTOMER.words, way
 
 
 async def test_attributing_last_is_told_of_the_payment(books: Books) -> None:

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from program.identity import IdentityHash, normalise_email
+from program.identity import IdentityHash, network_of, normalise_email
 
 KEY = "a key of the deployment"
 
 EMAIL_HASH = "7916304230a8880f5812240a9545d12f16856632a6959ba9455d2142947aef60"
+DEVICE_HASH = "1b27ae1afc04460c2da80532dd5e847e17afae3bdc089d754de8aa9bf1ab4db2"
 CUSTOMER_HASH = "40e8868a6ef9dbdd8abe0d7ac40deb1c3936491acce80cf7571173cc88240c25"
 
 
@@ -181,3 +182,50 @@ def test_rule_23_without_the_key_a_hash_tells_nothing_of_the_person() -> None:
 def test_rule_23_what_is_no_address_has_no_hash() -> None:
     with pytest.raises(ValueError, match="no e-mail address"):
         IdentityHash(KEY).email("ann")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("203.0.113.7", " 203.0.113.7\n"),
+        ("203.0.113.7", "::ffff:203.0.113.7"),
+        ("203.0.113.7", "::FFFF:CB00:7107"),
+        # One household has a /64; its devices change the rest by themselves.
+        ("2001:db8:1:2::1", "2001:0DB8:0001:0002:abcd:ef01:2345:6789"),
+        ("fe80::1%eth0", "fe80::2"),
+    ],
+)
+def test_rule_19_one_network_in_all_its_spellings(one: str, other: str) -> None:
+    assert network_of(one) == network_of(other)
+    assert IdentityHash(KEY).device(one, "Firefox") == IdentityHash(KEY).device(other, "Firefox")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("203.0.113.7", "203.0.113.8"),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1"),
+        ("::ffff:203.0.113.7", "::ffff:203.0.113.8"),
+    ],
+)
+def test_rule_19_two_networks_stay_two(one: str, other: str) -> None:
+    assert network_of(one) != network_of(other)
+    assert IdentityHash(KEY).device(one, "Firefox") != IdentityHash(KEY).device(other, "Firefox")
+
+
+@pytest.mark.parametrize("ip", ["", " ", "unknown", "203.0.113", "203.0.113.256", "203.0.113.7:443", "[::1]", "a, b"])
+def test_rule_24_what_is_no_ip_address_is_refused_and_not_repeated(ip: str) -> None:
+    with pytest.raises(ValueError, match=r"^no IP address$") as refused:
+        network_of(ip)
+
+    assert refused.value.__suppress_context__
+
+
+def test_rule_19_a_device_is_known_by_network_and_browser_together() -> None:
+    hashes = IdentityHash("0123456789abcdef")
+    device = hashes.device("203.0.113.7", "Firefox")
+
+    assert device != hashes.device("203.0.113.7", "Chrome")
+    assert device != IdentityHash(KEY).device("203.0.113.7", "Firefox")
+    # What was remembered is known again by every release.
+    assert device.hex() == DEVICE_HASH

@@ -23,6 +23,7 @@ from ledger.facts import News
 from ledger.referrals import AttributionResult, CreditResult, ExpiryResult
 from program.plans import Plans
 from program.referral import Role, Stage
+from program.signals import SignalPolicy
 from tests.stripe_events import Event, checkout_completed, event, invoice_paid, subscription
 from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, until
 
@@ -155,7 +156,7 @@ async def test_rules_6_7_and_12_fifty_at_once_do_each_step_of_a_referral_once(
         return await facts.apply_event(transaction, paid, books.plans, HASHES)
 
     async def credit(transaction: Transaction) -> CreditResult:
-        return await referrals.credit_both(transaction, referral_id, books.plans)
+        return await referrals.credit_both(transaction, referral_id, books.plans, SignalPolicy())
 
     async def expire(transaction: Transaction) -> ExpiryResult:
         return await referrals.expire(transaction, referral_id, books.plans)
@@ -230,7 +231,7 @@ async def test_rule_5_simultaneous_credits_of_one_referrer_all_count(books: Book
     await asyncio.gather(*(books.pay(friend) for friend in friends))
 
     def credit(referral_id: str) -> Step[CreditResult]:
-        return lambda transaction: referrals.credit_both(transaction, referral_id, books.plans)
+        return lambda transaction: referrals.credit_both(transaction, referral_id, books.plans, SignalPolicy())
 
     results = await all_at_once(crowd, referrer.account_id, [credit(referral_id) for referral_id in ids])
     assert Counter(result.stage for result in results) == {Stage.CREDITED: 10}
@@ -263,7 +264,9 @@ async def test_both_accounts_are_locked_in_the_order_of_their_ids(
     lower, higher = sorted([referrer.account_id, friend.account_id])
     holder = Actor(crowd, holding(HOLD_ACCOUNT, id=lower))
     await holder.begin()
-    credit: Actor[CreditResult] = Actor(crowd, lambda tx: referrals.credit_both(tx, referral_id, books.plans))
+    credit: Actor[CreditResult] = Actor(
+        crowd, lambda tx: referrals.credit_both(tx, referral_id, books.plans, SignalPolicy())
+    )
     await credit.begin()
     assert await credit.waits()
     # It waits for the lower id, so it cannot hold the higher one.
@@ -347,7 +350,7 @@ def _applying(books: Books, document: Event) -> Step[News]:
 
 
 def _crediting(books: Books, referral_id: str) -> Step[CreditResult]:
-    return lambda transaction: referrals.credit_both(transaction, referral_id, books.plans)
+    return lambda transaction: referrals.credit_both(transaction, referral_id, books.plans, SignalPolicy())
 
 
 Known = News | AttributionResult | None

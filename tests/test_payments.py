@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from program.doubts import Doubt
 from program.payments import (
     Line,
     Payment,
@@ -15,7 +16,7 @@ from program.payments import (
     first_qualifying_payment,
     plan_paid_for,
 )
-from program.plans import Plans, Price
+from program.plans import NotPlans, Plans, Price
 
 MONDAY = datetime(2027, 3, 1, 9, tzinfo=UTC)
 STARTER = Price("price_starter", "starter")
@@ -136,6 +137,42 @@ def test_rule_14_a_known_price_is_not_called_unknown(plans: Plans) -> None:
     assert refused.value.prices == {"price_new"}
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        NotPlans(prices=frozenset({"price_extra"})),
+        NotPlans(lookup_keys=frozenset({"extra"})),
+        NotPlans(products=frozenset({"prod_extra"})),
+    ],
+)
+def test_rule_14_what_is_listed_as_no_plan_neither_qualifies_nor_asks_for_attention(
+    plans: Plans, listed: NotPlans
+) -> None:
+    known = Plans(plans, listed)
+    extra = payment(line(Price("price_extra", "extra", "prod_extra")))
+    real = payment(line(PRO), invoice="in_2", day=3)
+
+    with pytest.raises(UnknownPriceError):
+        first_qualifying_payment([extra], plans)
+    assert first_qualifying_payment([extra], known) is None
+    assert first_qualifying_payment([extra, real], known) == QualifyingPayment(real, plans.named("pro"))
+    with pytest.raises(UnknownPriceError) as refused:
+        first_qualifying_payment([extra, payment(line(NEW), invoice="in_3")], known)
+    assert refused.value.prices == {"price_new"}
+
+
+def test_rule_14_what_names_a_price_most_closely_decides_whether_it_sells_a_plan(plans: Plans) -> None:
+    pro = replace(plans.named("pro"), products=frozenset({"prod_pro"}))
+    known = Plans(
+        [pro],
+        NotPlans(prices=frozenset({"price_setup"}), products=frozenset({"prod_other"})),
+    )
+
+    assert known.sold_by(Price("price_setup", "pro", "prod_pro")) is None
+    assert known.sold_by(Price("price_monthly", "pro", "prod_other")) == pro
+    assert not known.place(Price("price_nobody_knows"))
+
+
 def test_rule_14_an_unknown_price_does_not_stand_in_the_way_of_a_known_one(plans: Plans) -> None:
     unknown, known = payment(line(FOREIGN)), payment(line(PRO), invoice="in_2", day=30)
 
@@ -234,5 +271,5 @@ def test_rules_14_and_19_a_payment_refunded_in_part_or_disputed_is_doubtful(
     qualifying = first_qualifying_payment([paid], plans)
 
     assert qualifying is not None
-    assert qualifying.payment.doubtful
-    assert not payment(line(PRO)).doubtful
+    assert qualifying.payment.doubts == ((Doubt.DISPUTED,) if disputed else (Doubt.REFUNDED_IN_PART,))
+    assert payment(line(PRO)).doubts == ()

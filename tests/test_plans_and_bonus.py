@@ -173,6 +173,30 @@ def test_rule_4_a_bad_plans_file_is_refused_with_file_and_place(tmp_path: Path, 
     assert place in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("not_plans = 7\n", "[not_plans]"),
+        ("[not_plans]\nplans = ['x']\n", "not_plans: unknown: plans"),
+        ("[not_plans]\nprices = 'price_x'\n", "not_plans: prices must be a list of texts"),
+        ("[not_plans]\nlookup_keys = ['pro']\n", "lookup_keys: 'pro' stands for both 'pro' and what is no plan"),
+    ],
+)
+def test_rule_14_a_bad_list_of_what_is_no_plan_is_refused_with_its_place(tmp_path: Path, text: str, place: str) -> None:
+    first, second = (text, pro()) if text.startswith("not") else (pro(), text)
+    with pytest.raises(PlansError) as refused:
+        load(tmp_path, first + second)
+
+    assert place in str(refused.value)
+
+
+def test_rule_14_the_plans_file_may_list_what_is_no_plan(tmp_path: Path) -> None:
+    known = load(tmp_path, pro() + '[not_plans]\nproducts = ["prod_extra"]\n')
+
+    assert known.place(Price("price_1", product="prod_extra"))
+    assert known.sold_by(Price("price_1", product="prod_extra")) is None
+
+
 def test_rule_4_a_missing_plans_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.toml"
 

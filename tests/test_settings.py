@@ -1,6 +1,7 @@
 """The settings of each program: what is missing, empty, too short or malformed is refused at start, and kept secret."""
 
 import os
+from base64 import b64encode
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,17 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from program.referral import ATTRIBUTION_WINDOW
+from program.signals import Handling, SignalPolicy
 from runtime.settings import (
     LONGEST_DURATION,
     PROJECT,
+    ImportSettings,
     LedgerSettings,
     MigrationSettings,
+    ReconcileSettings,
     SettingsError,
     StarterSettings,
     WorkerSettings,
 )
 
-Program = type[StarterSettings] | type[WorkerSettings] | type[MigrationSettings]
+Program = type[StarterSettings] | type[WorkerSettings] | type[MigrationSettings] | type[ImportSettings]
 
 DATABASE_URL = "postgresql://app:hunter2hunter2@db.example:5432/referrals"
 STARTER = {
@@ -197,7 +201,7 @@ def test_rule_15_a_window_of_nothing_or_nonsense_is_refused(monkeypatch: pytest.
     assert problem.startswith("  REFERRALS_ATTRIBUTION_WINDOW: ")
 
 
-@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings])
+@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings, ImportSettings])
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_every_scheme_of_postgres_means_the_one_driver(
     monkeypatch: pytest.MonkeyPatch, program: Program, scheme: str
@@ -208,7 +212,7 @@ def test_every_scheme_of_postgres_means_the_one_driver(
     assert url == "postgresql+psycopg://app:pass%2Fword@db/referrals?sslmode=require"
 
 
-@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings])
+@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings, ImportSettings])
 @pytest.mark.parametrize(
     "url", ["mysql://app@db/referrals", "postgresql+asyncpg://app@db/r", "sqlite:///x", "db/referrals", "postgresql:/x"]
 )
@@ -264,7 +268,134 @@ def test_the_worker_needs_a_database_and_nothing_secret_else(monkeypatch: pytest
     loaded = WorkerSettings.load()
 
     assert (loaded.metrics_address, loaded.deployment_name, loaded.build_id) == (None, None, None)
-    assert not {name.lower() for name in SECRETS} & set(WorkerSettings.model_fields)
+    assert loaded.identity_hash_key is None
+    assert {name.lower() for name in SECRETS} & set(WorkerSettings.model_fields) == {"identity_hash_key"}
+
+
+def test_rule_19_no_sign_is_looked_at_unless_the_operator_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, {"DATABASE_URL": DATABASE_URL})
+
+    assert WorkerSettings.load().signals == SignalPolicy()
+    policy = WorkerSettings.load().signals
+    assert (policy.same_card, policy.same_device, policy.disposable_email, policy.many_signups) == (
+        False,
+        Handling.OFF,
+        Handling.OFF,
+        Handling.OFF,
+    )
+    assert starter(monkeypatch, STRIPE_API_KEY="").signal_same_device is Handling.OFF
+
+
+def test_rule_19_the_operator_turns_each_sign_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "SIGNAL_SAME_DEVICE": "mark",
+        "SIGNAL_DISPOSABLE_EMAIL": "hold",
+        "SIGNAL_MANY_SIGNUPS": "mark",
+        "SIGNAL_SIGNUPS_A_DAY": "3",
+    }
+    put(monkeypatch, {"DATABASE_URL": DATABASE_URL, **values})
+
+    assert WorkerSettings.load().signals == SignalPolicy(
+        same_device=Handling.MARK, disposable_email=Handling.HOLD, many_signups=Handling.MARK, signups_a_day=3
+    )
+    assert starter(monkeypatch).signal_same_device is Handling.MARK
+
+
+@pytest.mark.parametrize("value", ["sk_live_1", " rk_live_1\n"])
+def test_rule_19_cards_are_compared_as_soon_as_there_is_a_key(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    put(monkeypatch, {"DATABASE_URL": DATABASE_URL, "STRIPE_API_KEY": value, "STRIPE_API_BASE": "http://localhost:1/"})
+    loaded = WorkerSettings.load()
+
+    assert loaded.signals == SignalPolicy(same_card=True)
+    assert loaded.stripe_api_key is not None
+    assert loaded.stripe_api_key.get_secret_value() == value.strip()
+    assert loaded.stripe_api_base == "http://localhost:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SIGNAL_SAME_DEVICE", "on"),
+        ("SIGNAL_DISPOSABLE_EMAIL", "true"),
+        ("SIGNAL_MANY_SIGNUPS", "Hold it"),
+        ("SIGNAL_SIGNUPS_A_DAY", "0"),
+        ("SIGNAL_SIGNUPS_A_DAY", "many"),
+        ("STRIPE_API_KEY", " \n"),
+    ],
+)
+def test_rule_19_a_slip_never_turns_a_check_off(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    put(monkeypatch, {"DATABASE_URL": DATABASE_URL, name: value})
+
+    (problem,) = refusal(WorkerSettings).splitlines()[1:]
+    assert problem.startswith(f"  REFERRALS_{name}: ")
+
+
+NEW, OLD, OTHER = (f"whsec_{b64encode(bytes([number] * 32)).decode()}" for number in (1, 2, 3))
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, endpoints: str, secrets: str) -> WorkerSettings:
+    """The worker's settings with somebody to tell."""
+    put(monkeypatch, {"DATABASE_URL": DATABASE_URL, "DELIVERY_ENDPOINTS": endpoints, "DELIVERY_SECRETS": secrets})
+    loaded = WorkerSettings.load()
+    assert isinstance(loaded, WorkerSettings)
+    return loaded
+
+
+def test_nobody_is_told_anything_unless_the_operator_says_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker(monkeypatch, "", "").delivery_endpoints == {}
+    for program in (StarterSettings, MigrationSettings):
+        assert not {"delivery_endpoints", "delivery_secrets"} & set(program.model_fields)
+
+
+def test_each_endpoint_is_signed_for_by_its_own_secrets_and_everybody_s_the_newest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = worker(
+        monkeypatch,
+        " backend=https://backend.example/hooks?key=a=b , crm-2=http://127.0.0.1:8080/ ",
+        f"{NEW}, crm-2={OTHER},{OLD}",
+    )
+
+    addresses = {name: address.get_secret_value() for name, address in loaded.delivery_endpoints.items()}
+    assert addresses == {"backend": "https://backend.example/hooks?key=a=b", "crm-2": "http://127.0.0.1:8080/"}
+    assert loaded.signing_secrets("backend") == [NEW, OLD]
+    assert loaded.signing_secrets("crm-2") == [NEW, OTHER, OLD]
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "secrets", "name"),
+    [
+        ("backend=https://b.example", "", "SECRETS"),
+        ("backend=https://b.example,crm=https://c.example", f"backend={NEW}", "SECRETS"),
+        ("backend=https://b.example", f"{NEW},crm={OLD}", "SECRETS"),
+        ("backend=https://b.example", "whsec_", "SECRETS"),
+        ("backend=https://b.example", f"{NEW},", None),
+        ("backend=https://b.example", f"{NEW},whsec_c2hvcnQ=", "SECRETS"),
+        ("backend=https://b.example", f"{NEW},whsec_no base64 at all, though long enough for it", "SECRETS"),
+        ("backend=https://b.example", NEW.removeprefix("whsec_"), "SECRETS"),
+        ("backend=http://b.example", NEW, "ENDPOINTS"),
+        ("backend=http://127.0.0.1.b.example", NEW, "ENDPOINTS"),
+        ("backend=http://10.0.0.1", NEW, "ENDPOINTS"),
+        ("backend=http://localhost:1,crm=http://[::1]:2", NEW, None),
+        ("backend=ftp://b.example", NEW, "ENDPOINTS"),
+        ("backend=nowhere", NEW, "ENDPOINTS"),
+        ("https://b.example", NEW, "ENDPOINTS"),
+        ("Back End=https://b.example", NEW, "ENDPOINTS"),
+        ("backend=https://b.example,backend=https://c.example", NEW, "ENDPOINTS"),
+    ],
+)
+def test_what_is_told_is_signed_and_goes_by_https(
+    monkeypatch: pytest.MonkeyPatch, endpoints: str, secrets: str, name: str | None
+) -> None:
+    if name is None:
+        assert worker(monkeypatch, endpoints, secrets).signing_secrets("backend") == [NEW]
+        return
+    with pytest.raises(SettingsError) as refused:
+        worker(monkeypatch, endpoints, secrets)
+
+    assert f"REFERRALS_DELIVERY_{name}: " in str(refused.value)
+    for hidden in (NEW.removeprefix("whsec_"), OLD.removeprefix("whsec_"), "b.example", "c2hvcnQ", "10.0.0.1"):
+        assert hidden not in str(refused.value)
 
 
 def test_the_worker_is_told_its_release_and_where_its_metrics_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +409,18 @@ def test_the_worker_is_told_its_release_and_where_its_metrics_go(monkeypatch: py
     loaded = WorkerSettings.load()
 
     assert (loaded.metrics_address, loaded.deployment_name, loaded.build_id) == (None, None, None)
+
+
+def test_an_import_needs_the_ledger_and_stripe_and_is_given_nothing_else() -> None:
+    assert sorted(refusal(ImportSettings).splitlines()[1:]) == [
+        "  REFERRALS_DATABASE_URL: Field required",
+        "  REFERRALS_IDENTITY_HASH_KEY: Field required",
+        "  REFERRALS_STRIPE_API_KEY: Field required",
+    ]
+
+    stripe = {"stripe_api_key", "stripe_api_base"}
+    assert set(ImportSettings.model_fields) == {"database_url", "plans_file", "identity_hash_key", *stripe}
+    assert set(ReconcileSettings.model_fields) == {"task_queue"}
 
 
 def test_migrations_run_as_the_owner_or_as_the_only_role(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,11 +438,11 @@ def test_migrations_run_as_the_owner_or_as_the_only_role(monkeypatch: pytest.Mon
 
 
 def test_the_owner_s_address_is_no_setting_of_the_other_programs() -> None:
-    for program in (LedgerSettings, StarterSettings, WorkerSettings):
+    for program in (LedgerSettings, StarterSettings, WorkerSettings, ImportSettings, ReconcileSettings):
         assert "migration_database_url" not in program.model_fields
 
 
-@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings])
+@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings, ImportSettings])
 def test_no_secret_is_shown_by_settings(monkeypatch: pytest.MonkeyPatch, program: Program) -> None:
     put(monkeypatch, STARTER | {"MIGRATION_DATABASE_URL": DATABASE_URL.replace("app", "owner")})
     loaded = program.load()
@@ -320,7 +463,7 @@ def test_no_secret_is_shown_by_settings(monkeypatch: pytest.MonkeyPatch, program
         {"PORT": "x", "API_KEYS": "hush!0123456789abcdef", "IDENTITY_HASH_KEY": "hush!0123456789abcdef"},
     ],
 )
-@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings])
+@pytest.mark.parametrize("program", [StarterSettings, WorkerSettings, MigrationSettings, ImportSettings])
 def test_no_value_is_shown_by_a_refusal(
     monkeypatch: pytest.MonkeyPatch, program: Program, broken: dict[str, str]
 ) -> None:

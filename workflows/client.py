@@ -20,7 +20,15 @@ from temporalio.service import RPCError, RPCStatusCode
 from program.eligibility import LAPSED_WORDS
 from program.referral import Stage
 from workflows import messages
-from workflows.messages import CycleMoved, PaymentReported, ReferralStart, SignupReported
+from workflows.messages import (
+    AccountErased,
+    CycleMoved,
+    PaymentReported,
+    PaymentReversed,
+    ReferralStart,
+    ReviewStart,
+    SignupReported,
+)
 
 
 class ReferralOverError(Exception):
@@ -98,6 +106,49 @@ class ReferralRuns:
         """
         await self._signal(referral_id, messages.CYCLE_MOVED, moved)
 
+    async def reversed(self, referral_id: str, payment: PaymentReversed) -> bool:
+        """Tell the run that the qualifying payment was given back or is disputed (rule 20).
+
+        Returns:
+            Whether there is a run to tell; one that is closed hears nothing.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        return await self._signal(referral_id, messages.REVERSED, payment)
+
+    async def review(self, start: ReviewStart) -> None:
+        """Let an operator decide about a referral whose own run is closed (rule 20); one under way hears of it.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        reason = PaymentReversed(start.reasons[0]) if start.reasons else None
+        try:
+            async with _reaching_temporal(self._timeout):
+                await self._client.start_workflow(
+                    messages.REVIEW_WORKFLOW,
+                    start,
+                    id=messages.review_id(start.referral_id),
+                    task_queue=self._task_queue,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                    start_signal=messages.REVERSED if reason else None,
+                    start_signal_args=[reason] if reason else [],
+                    static_summary=f"Review of referral-{start.referral_id}",
+                    rpc_timeout=self._timeout,
+                )
+        except _NotFoundError as error:
+            raise UnreachableError(str(error.__cause__)) from error
+
+    async def account_erased(self, referral_id: str, erased: AccountErased) -> None:
+        """Tell the run that an account of the referral was erased (rule 23). A run that is over needs no telling.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        await self._signal(referral_id, messages.ACCOUNT_ERASED, erased)
+
     async def click(self, referral_id: str) -> Click | None:
         """What is known of a mere click; none if Temporal does not know it, or no longer.
 
@@ -147,7 +198,7 @@ class ReferralRuns:
         except _NotFoundError as error:
             raise UnreachableError(str(error.__cause__)) from error
 
-    async def _signal(self, referral_id: str, name: str, payload: PaymentReported | CycleMoved) -> bool:
+    async def _signal(self, referral_id: str, name: str, payload: object) -> bool:
         """Signal a run; false if there is none, or it is closed."""
         try:
             async with _reaching_temporal(self._timeout):

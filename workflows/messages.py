@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AwareDatetime
 from temporalio.common import SearchAttributeKey
 
+from program.doubts import Action, Doubt
 from program.payments import Attention
 from program.referral import Role, Stage
 
@@ -14,7 +15,13 @@ WORKFLOW = "ReferralWorkflow"
 SIGNUP = "signup"
 PAYMENT = "payment"
 CYCLE_MOVED = "cycle_moved"
+REVERSED = "reversed"
+ACCOUNT_ERASED = "account_erased"
+REVIEW = "review"
+VOID = "void"
 STATE = "state"
+
+REVIEW_WORKFLOW = "ReviewWorkflow"
 
 REFERRAL_STAGE = SearchAttributeKey.for_keyword("ReferralStage")
 REFERRER_ACCOUNT = SearchAttributeKey.for_keyword("ReferrerAccount")
@@ -37,6 +44,11 @@ SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
 def workflow_id(referral_id: str) -> str:
     """The id of the run that is a referral's life."""
     return f"referral-{referral_id}"
+
+
+def review_id(referral_id: str) -> str:
+    """The id of the run in which an operator decides about a referral whose own run is closed."""
+    return f"referral-{referral_id}-review"
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,100 @@ class CycleMoved:
     expires_at: AwareDatetime  # without a time zone it cannot be compared, and would fail the run's task for ever
 
 
+@dataclass(frozen=True)
+class PaymentReversed:
+    """The payment that qualified was given back, or is disputed (rule 20).
+
+    Args:
+        reason: which of these.
+    """
+
+    reason: Doubt
+
+
+@dataclass(frozen=True)
+class AccountErased:
+    """The account of one side was erased (rule 23).
+
+    Args:
+        role: which side.
+    """
+
+    role: Role
+
+
+@dataclass(frozen=True)
+class Review:
+    """What an operator says of a referral that is held or marked for review (rules 19 and 20).
+
+    Args:
+        decision: `approve` or `reject`.
+        by: who decides: an id of the operator's, no e-mail address, for it is kept and shown.
+        note: why.
+    """
+
+    decision: Literal["approve", "reject"]
+    by: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Void:
+    """An operator takes back what is unused, or ends a referral before its credit (rule 20).
+
+    Args:
+        by: who decides: an id of the operator's, no e-mail address, for it is kept and shown.
+        note: why.
+    """
+
+    by: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an operator decided, as it is carried out.
+
+    Args:
+        referral_id: about which referral.
+        decision_id: the id of the update that brought it; the same one again changes nothing.
+        action: what.
+        by: who.
+        note: why.
+    """
+
+    referral_id: str
+    decision_id: str
+    action: Action
+    by: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an operator's decision led to: the answer to the update.
+
+    Args:
+        stage: the referral's stage now.
+        reason: why, where there is something to say.
+        minutes_voided: what was taken back of each side.
+    """
+
+    stage: Stage
+    reason: str | None = None
+    minutes_voided: dict[Role, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """A decision that was carried out: what, by whom, why, and when (UTC)."""
+
+    action: Action
+    by: str
+    note: str
+    at: datetime
+
+
 @dataclass
 class Bonus:
     """One side's bonus, as the run knows it.
@@ -78,11 +184,18 @@ class Bonus:
         minutes: what was credited.
         expires_at: until when it can be used, UTC.
         expired_minutes: how many of them expired unused; none while it can still be used.
+        voided_minutes: how many of them were voided; none where it was not.
     """
 
     minutes: int
     expires_at: datetime
     expired_minutes: int | None = None
+    voided_minutes: int | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it can still be used, as far as the run knows."""
+        return self.expired_minutes is None and self.voided_minutes is None
 
 
 @dataclass
@@ -99,6 +212,9 @@ class ReferralState:
     bonuses: dict[Role, Bonus] = field(default_factory=dict)
     payments_reported: int = 0
     payments_looked_at: int = 0
+    review_reasons: list[str] = field(default_factory=list)
+    reviews: list[Reviewed] = field(default_factory=list)
+    bonuses_to_look_at: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +261,7 @@ class Credit:
         stage: the referral's stage now.
         reason: why, where it ended without a bonus (rule 22).
         needs_attention: what an operator has to mend before it can go on.
-        review_reason: the same in one word, for filters.
+        review_reasons: the same in single words, for filters.
         plan: the plan that was paid for.
         minutes: the bonus of each side.
         credited_at: when both got it, UTC.
@@ -155,11 +271,47 @@ class Credit:
     stage: Stage
     reason: str | None = None
     needs_attention: str | None = None
-    review_reason: Attention | None = None
+    review_reasons: list[Doubt | Attention] = field(default_factory=list)
     plan: str | None = None
     minutes: int = 0
     credited_at: datetime | None = None
     expires_at: dict[Role, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What became of an operator's decision.
+
+    Args:
+        credit: how the referral stands now; none where the decision was impossible.
+        at: when it was made, UTC.
+        voided_minutes: what was taken back of each side.
+        impossible: why it could not be carried out.
+    """
+
+    credit: Credit | None = None
+    at: datetime | None = None
+    voided_minutes: dict[Role, int] = field(default_factory=dict)
+    impossible: str | None = None
+
+
+@dataclass(frozen=True)
+class ReviewStart:
+    """What the review of a referral begins with whose own run is closed. An operator may give the id alone.
+
+    Args:
+        referral_id: the referral.
+        referrer: whose link it was.
+        referee: who followed it.
+        stage: the referral's stage.
+        reasons: why it is in doubt.
+    """
+
+    referral_id: str
+    referrer: str | None = None
+    referee: str | None = None
+    stage: Stage = Stage.SETTLED
+    reasons: list[Doubt] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -182,9 +334,11 @@ class Expiry:
     Args:
         stage: `settled` once both are over, else `credited`.
         expired_minutes: for each side that is over, how many minutes expired unused.
+        voided_minutes: for each side that was voided, how many minutes went.
         open: for each side that is not.
     """
 
     stage: Stage
     expired_minutes: dict[Role, int] = field(default_factory=dict)
+    voided_minutes: dict[Role, int] = field(default_factory=dict)
     open: dict[Role, OpenBonus] = field(default_factory=dict)

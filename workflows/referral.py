@@ -1,20 +1,37 @@
 """The life of one referral: a click, the friend's signup, the first payment, both bonuses, their expiry."""
 
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError, is_cancelled_exception
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
+    from program.doubts import Action, in_words
     from program.eligibility import LAPSED_WORDS
-    from program.payments import Attention
     from program.referral import Role, Stage
     from workflows import messages, policies, story
     from workflows.activities import ReferralActivities
-    from workflows.messages import Bonus, CycleMoved, PaymentReported, ReferralStart, ReferralState, SignupReported
+    from workflows.decisions import Decisions, check_review, check_void
+    from workflows.messages import (
+        AccountErased,
+        Bonus,
+        CycleMoved,
+        Outcome,
+        PaymentReported,
+        PaymentReversed,
+        ReferralStart,
+        ReferralState,
+        Review,
+        Reviewed,
+        ReviewStart,
+        SignupReported,
+        Void,
+    )
 
 Answer = TypeVar("Answer")
 
@@ -29,6 +46,7 @@ class ReferralWorkflow:
         self._start = start
         self._state = start.state or ReferralState()
         self._not_due_before = start.clicked_at
+        self._decisions = Decisions(start.referral_id)
 
     @workflow.run
     async def run(self, _: ReferralStart) -> ReferralState:
@@ -38,7 +56,8 @@ class ReferralWorkflow:
             self._lapse()
         elif await self._signup_counts() and await self._first_payment_credits_both():
             await self._both_bonuses_expire()
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await self._answer_operators()
+        await self._leave_doubts_to_a_review()
         return self._state
 
     @workflow.signal(name=messages.SIGNUP, description="The friend signed up: the account reserved for this referral.")
@@ -57,6 +76,38 @@ class ReferralWorkflow:
         bonus = self._state.bonuses.get(moved.role)
         if bonus is not None:
             bonus.expires_at = max(bonus.expires_at, moved.expires_at)
+
+    @workflow.signal(name=messages.REVERSED, description="The qualifying payment was refunded or is disputed.")
+    def reversed(self, payment: PaymentReversed) -> None:
+        """Show why the bonus is in doubt; the ledger has marked it, and nothing is taken back by itself (rule 20)."""
+        if payment.reason not in self._state.review_reasons:
+            self._state.review_reasons.append(str(payment.reason))
+            self._state.needs_attention = f"For review: {in_words(story.doubts_of(self._state.review_reasons))}"
+            self._show(messages.REVIEW_REASONS.value_set(list(self._state.review_reasons)))
+
+    @workflow.signal(name=messages.ACCOUNT_ERASED, description="An account of the referral was erased: look again.")
+    def account_erased(self, _: AccountErased) -> None:
+        """Record that there is something to look at; the ledger knows what (rule 23)."""
+        self._state.payments_reported += 1
+        self._state.bonuses_to_look_at = True
+
+    @workflow.update(name=messages.REVIEW, description="Approve or reject what is in doubt. Say who decides, and why.")
+    async def review(self, asked: Review) -> Outcome:
+        """Decide about a referral that is held or marked (rules 19 and 20)."""
+        return await self._decisions.carry_out(asked)
+
+    @review.validator
+    def _check_review(self, asked: Review) -> None:
+        check_review(asked, self._state.stage, story.doubts_of(self._state.review_reasons))
+
+    @workflow.update(name=messages.VOID, description="End it, or take back what is unused. Say who decides, and why.")
+    async def void(self, asked: Void) -> Outcome:
+        """End the referral before the credit, or take back what is unused after it (rule 20)."""
+        return await self._decisions.carry_out(asked)
+
+    @void.validator
+    def _check_void(self, asked: Void) -> None:
+        check_void(asked, self._state.stage)
 
     @workflow.query(name=messages.STATE, description="Everything that the run knows about the referral.")
     def state(self) -> ReferralState:
@@ -82,10 +133,14 @@ class ReferralWorkflow:
         return self._state.stage.attributed
 
     async def _first_payment_credits_both(self) -> bool:
-        """Wait for the first real payment, and credit both sides for it (rules 3 to 8 and 14)."""
-        while self._state.stage is Stage.SIGNED_UP:
-            look_again = workflow.now() + policies.LOOK_AGAIN if self._state.needs_attention else None
-            await self._until(self._payment_to_look_at, look_again, "look again whether the plan is known now")
+        """Wait for the first real payment, and credit both sides for it, or hold it (rules 3 to 8, 14 and 19)."""
+        while self._state.stage in (Stage.SIGNED_UP, Stage.IN_REVIEW):
+            mends_itself = self._state.needs_attention and self._state.stage is Stage.SIGNED_UP
+            look_again = workflow.now() + policies.LOOK_AGAIN if mends_itself else None
+            await self._until(self._payment_or_decision, look_again, "look again whether the plan is known now")
+            if self._decisions.waiting:
+                await self._decide()
+                continue
             self._state.payments_looked_at = self._state.payments_reported
             self._take_credit(
                 await self._perform(ReferralActivities.credit_both, "credit both sides, once and together (rules 3-8)")
@@ -93,41 +148,94 @@ class ReferralWorkflow:
         return bool(self._state.bonuses)
 
     def _take_credit(self, credit: messages.Credit) -> None:
-        state = self._state
-        if (credit.stage, credit.needs_attention) == (state.stage, state.needs_attention):
+        state, reasons = self._state, [str(reason) for reason in credit.review_reasons]
+        as_before = (state.stage, state.reason, state.needs_attention, state.review_reasons)
+        if (credit.stage, credit.reason, credit.needs_attention, reasons) == as_before:
             return
         changes: list[Any] = []
-        if credit.needs_attention:
-            changes.append(messages.REVIEW_REASONS.value_set([credit.review_reason or Attention.UNKNOWN_PRICE]))
-        elif state.needs_attention:
-            changes.append(messages.REVIEW_REASONS.value_unset())
+        if reasons != state.review_reasons:
+            changes.append(
+                messages.REVIEW_REASONS.value_set(reasons) if reasons else messages.REVIEW_REASONS.value_unset()
+            )
         state.stage, state.reason, state.needs_attention = credit.stage, credit.reason, credit.needs_attention
-        for role, expires_at in credit.expires_at.items():
-            state.bonuses[role] = Bonus(credit.minutes, expires_at)
-        if state.bonuses:
+        state.review_reasons = reasons
+        if credit.expires_at and not state.bonuses:
+            state.bonuses = {role: Bonus(credit.minutes, expires_at) for role, expires_at in credit.expires_at.items()}
             state.plan, state.credited_at = credit.plan, credit.credited_at
             changes += [messages.PLAN.value_set(str(credit.plan)), self._next_expiry()]
         self._show(*changes)
 
+    async def _decide(self) -> None:
+        """Carry out what an operator decided, and let the operator know what became of it (rules 19 and 20)."""
+        decision = self._decisions.next
+        decided = await self._perform(
+            ReferralActivities.decide, f"carry out an operator's decision: {decision.action} (rules 19, 20)", decision
+        )
+        if decided.credit is not None and decided.at is not None:
+            self._state.reviews.append(Reviewed(decision.action, decision.by, decision.note, decided.at))
+            # The ledger may be ahead of this run: then the bonuses are news as well.
+            self._take_credit(decided.credit)
+            for role, minutes in decided.voided_minutes.items():
+                self._state.bonuses[role].voided_minutes = minutes
+            # What is left of the other side shows as soon as it is looked at.
+            if decision.action is Action.VOID:
+                self._state.bonuses_to_look_at = bool(self._open_bonuses())
+            self._show()
+        self._decisions.carried_out(decided)
+
+    async def _answer_operators(self) -> None:
+        """What operators decided in the last moment is still carried out, or refused in words, before the run ends."""
+        while not workflow.all_handlers_finished():
+            await workflow.wait_condition(lambda: self._decisions.waiting or workflow.all_handlers_finished())
+            if self._decisions.waiting:
+                await self._decide()
+
+    async def _leave_doubts_to_a_review(self) -> None:
+        """What an operator has not decided by the end waits on in a run of its own (rule 20)."""
+        doubts = story.doubts_of(self._state.review_reasons)
+        if self._state.bonuses and doubts:
+            review = ReviewStart(
+                self._start.referral_id, self._start.referrer, self._state.referee, self._state.stage, doubts
+            )
+            with suppress(WorkflowAlreadyStartedError):
+                await workflow.start_child_workflow(
+                    messages.REVIEW_WORKFLOW,
+                    review,
+                    id=messages.review_id(self._start.referral_id),
+                    parent_close_policy=ParentClosePolicy.ABANDON,
+                    static_summary=f"Review of referral-{self._start.referral_id}",
+                )
+
     async def _both_bonuses_expire(self) -> None:
-        """Sleep until the next bonus is due, expire it, and so on until both are over (rules 7 and 9)."""
+        """Sleep until the next bonus is due, expire it, and so on until both are over (rules 7, 9 and 20)."""
         while self._open_bonuses():
             await self._sleep_until_due()
+            if self._decisions.waiting:
+                await self._decide()
+                continue
+            self._state.bonuses_to_look_at = False
             self._take_expiry(await self._perform(ReferralActivities.expire_bonuses, "expire what is due (rule 7)"))
 
     async def _sleep_until_due(self) -> None:
-        while (due := max(min(self._open_bonuses().values()), self._not_due_before)) > workflow.now():
+        while (due := self._next_due()) > workflow.now() and not self._bonus_or_decision():
             await self._sleep_until_moved(self._open_bonuses(), due)
+
+    def _next_due(self) -> datetime:
+        return max(min(self._open_bonuses().values()), self._not_due_before)
 
     async def _sleep_until_moved(self, known: dict[Role, datetime], due: datetime) -> None:
         sides = " and ".join(role for role, expires_at in known.items() if expires_at <= due)
-        await self._until(lambda: self._open_bonuses() != known, due, f"the bonus of the {sides} expires")
+        await self._until(
+            lambda: self._open_bonuses() != known or self._bonus_or_decision(), due, f"the bonus of the {sides} expires"
+        )
         if self._open_bonuses() != known:
             self._show(self._next_expiry())
 
     def _take_expiry(self, expiry: messages.Expiry) -> None:
         for role, minutes in expiry.expired_minutes.items():
             self._state.bonuses[role].expired_minutes = minutes
+        for role, minutes in expiry.voided_minutes.items():
+            self._state.bonuses[role].voided_minutes = minutes
         for role, open_bonus in expiry.open.items():
             bonus = self._state.bonuses[role]
             bonus.expires_at = max(bonus.expires_at, open_bonus.expires_at)
@@ -145,11 +253,14 @@ class ReferralWorkflow:
     def _signed_up(self) -> bool:
         return self._state.referee is not None
 
-    def _payment_to_look_at(self) -> bool:
-        return self._state.payments_reported > self._state.payments_looked_at
+    def _payment_or_decision(self) -> bool:
+        return self._state.payments_reported > self._state.payments_looked_at or self._decisions.waiting
+
+    def _bonus_or_decision(self) -> bool:
+        return self._state.bonuses_to_look_at or self._decisions.waiting
 
     def _open_bonuses(self) -> dict[Role, datetime]:
-        return {role: bonus.expires_at for role, bonus in self._state.bonuses.items() if bonus.expired_minutes is None}
+        return {role: bonus.expires_at for role, bonus in self._state.bonuses.items() if bonus.open}
 
     def _next_expiry(self) -> Any:
         return messages.BONUS_EXPIRES_AT.value_set(min(self._open_bonuses().values()))
@@ -174,17 +285,17 @@ class ReferralWorkflow:
         if _history_is_long():
             workflow.continue_as_new(replace(self._start, state=self._state))
 
-    async def _perform(self, step: Callable[[Any, str], Coroutine[Any, Any, Answer]], summary: str) -> Answer:
+    async def _perform(
+        self, step: Callable[[Any, Any], Coroutine[Any, Any, Answer]], summary: str, about: object = None
+    ) -> Answer:
         """Take a step: locally, which is quick; one that fails becomes a regular activity, which operators see."""
-        referral_id = self._start.referral_id
+        about = about or self._start.referral_id
         try:
-            return await workflow.execute_local_activity_method(
-                step, referral_id, summary=summary, **policies.LOCAL_STEP
-            )
+            return await workflow.execute_local_activity_method(step, about, summary=summary, **policies.LOCAL_STEP)
         except FailureError as error:  # what a local activity raised comes as it is, not wrapped in an ActivityError
             if is_cancelled_exception(error):
                 raise
-            return await workflow.execute_activity_method(step, referral_id, summary=summary, **policies.VISIBLE_STEP)
+            return await workflow.execute_activity_method(step, about, summary=summary, **policies.VISIBLE_STEP)
 
 
 def _history_is_long() -> bool:

@@ -1,0 +1,333 @@
+"""What the backend is told: written in the transaction of what happened, delivered later by runs of its own."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
+
+from ledger import accounts, database
+from ledger.database import Transaction
+from ledger.tables import delivery, endpoint_gone, grant, outbox, referral
+from program.notifications import (
+    KEPT,
+    LOOKED_FOR_AFTER,
+    REMINDER,
+    STARTED_AGAIN_AFTER,
+    STARTED_BY_THEN,
+    TOO_OLD,
+    Kind,
+    happens_again,
+    kind_of_stage,
+    message_id,
+    reminder_due,
+)
+from program.referral import Stage
+
+GONE = "the endpoint answered 410 Gone before"
+"""Why nothing is sent to an endpoint."""
+
+
+class UnknownMessageError(Exception):
+    """The outbox holds no such message, or no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it is delivered: what happened, when (UTC), and the particulars."""
+
+    type: str
+    at: datetime
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """An open bonus: its id and its end, to go on from, and whose it is."""
+
+    grant_id: str
+    account_id: str
+    expires_at: datetime
+
+
+async def record(
+    transaction: Transaction,
+    kind: Kind,
+    referral_id: str,
+    account_id: str | None,
+    at: datetime,
+    data: Mapping[str, Any],
+    occasion: str = "",
+) -> None:
+    """Write down that something happened, in the transaction in which it did. The same thing again is not written.
+
+    Args:
+        transaction: the one of the change.
+        kind: what happened.
+        referral_id: to which referral.
+        account_id: to whose bonus; none where it concerns the referral itself.
+        at: when, UTC, by the ledger's clock.
+        data: the particulars; nothing personal (rule 24). The ids of both sides are added.
+        occasion: which time, of what can happen more than once.
+    """
+    sides = (
+        await transaction.execute(
+            select(referral.c.referrer_id, referral.c.referee_id).where(referral.c.referral_id == referral_id)
+        )
+    ).one()
+    ids = {
+        "referral_id": referral_id,
+        "referrer_account_id": sides.referrer_id,
+        "referee_account_id": sides.referee_id,
+    }
+    new = await transaction.execute(
+        insert(outbox)
+        .values(
+            message_id=message_id(kind, referral_id, account_id, occasion),
+            type=kind,
+            referral_id=referral_id,
+            account_id=account_id,
+            data={**ids, **data},
+            created_at=at,
+            due_at=at + STARTED_BY_THEN,
+        )
+        .on_conflict_do_nothing(index_elements=[outbox.c.message_id])
+        .returning(outbox.c.message_id)
+    )
+    for written in new.scalars():
+        database.written(transaction, written)
+
+
+async def stage_reached(
+    transaction: Transaction, event_id: int, referral_id: str, stage: Stage, at: datetime, reason: str | None
+) -> None:
+    """Tell that a referral has come to a stage, where the backend is told of it (rules 6, 19 and 22).
+
+    Of the credit each side is told for itself.
+
+    Args:
+        transaction: the one of the change, which is made already.
+        event_id: the entry of the referral's story.
+        referral_id: which.
+        stage: which.
+        at: when, UTC, by the ledger's clock.
+        reason: why, in words that a support agent can read out.
+    """
+    if stage is Stage.CREDITED:
+        lots = await transaction.scalars(select(grant.c.grant_id).where(grant.c.referral_id == referral_id))
+        for grant_id in sorted(lots):
+            await _bonus_credited(transaction, grant_id, at)
+    kind = kind_of_stage(stage)
+    if kind is None:
+        return
+    reasons = (
+        await transaction.execute(select(referral.c.review_reasons).where(referral.c.referral_id == referral_id))
+    ).scalar_one()
+    data = {"stage": stage, "reason": reason, "review_reasons": reasons}
+    await record(transaction, kind, referral_id, None, at, data, str(event_id) if happens_again(kind) else "")
+
+
+async def _bonus_credited(transaction: Transaction, grant_id: str, at: datetime) -> None:
+    """Tell one side of its bonus (rule 6), and of its end where that is near already."""
+    lot = await _lot(transaction, grant_id)
+    await _bonus(transaction, Kind.BONUS_CREDITED, lot, at)
+    await _remind(transaction, lot, at)
+
+
+async def bonus_expired(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
+    """Tell one side that its bonus is over, and how many minutes expired unused, which can be none (rule 7)."""
+    await _bonus(transaction, Kind.BONUS_EXPIRED, await _lot(transaction, grant_id), at, expired_minutes=minutes)
+
+
+async def bonus_voided(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
+    """Tell one side that its bonus was voided, and how many unused minutes went, which can be none (rule 20)."""
+    await _bonus(transaction, Kind.BONUS_VOIDED, await _lot(transaction, grant_id), at, voided_minutes=minutes)
+
+
+async def _lot(transaction: Transaction, grant_id: str) -> Row[Any]:
+    query = select(grant, referral.c.plan).join(referral, referral.c.referral_id == grant.c.referral_id)
+    return (await transaction.execute(query.where(grant.c.grant_id == grant_id))).one()
+
+
+async def _bonus(
+    transaction: Transaction, kind: Kind, lot: Row[Any], at: datetime, occasion: str = "", **more: object
+) -> None:
+    """Write down what happened to a bonus, with how it stands in this transaction."""
+    await record(transaction, kind, lot.referral_id, lot.account_id, at, {**_particulars(lot), **more}, occasion)
+
+
+async def _remind(transaction: Transaction, lot: Row[Any], at: datetime) -> None:
+    """Tell one side that its bonus ends soon, once for each end that it has had (rule 9)."""
+    if lot.remaining > 0 and reminder_due(lot.expires_at, at):
+        await _bonus(transaction, Kind.BONUS_EXPIRING, lot, at, lot.expires_at.isoformat())
+
+
+def _particulars(lot: Row[Any]) -> dict[str, Any]:
+    return {
+        "grant_id": lot.grant_id,
+        "account_id": lot.account_id,
+        "role": lot.role,
+        "plan": lot.plan,
+        "minutes": lot.minutes,
+        "remaining": lot.remaining,
+        "expires_at": lot.expires_at.isoformat(),
+    }
+
+
+# Reminders
+
+
+async def ending_soon(transaction: Transaction, now: datetime, limit: int, after: Lot | None = None) -> list[Lot]:
+    """A page of the open bonuses whose owners are to be reminded, by their ends; some have been."""
+    query = select(grant.c.grant_id, grant.c.account_id, grant.c.expires_at).where(
+        grant.c.expired_at.is_(None), grant.c.voided_at.is_(None), grant.c.remaining > 0, grant.c.expires_at > now
+    )
+    query = query.where(grant.c.expires_at <= now + REMINDER)
+    if after is not None:
+        query = query.where(tuple_(grant.c.expires_at, grant.c.grant_id) > tuple_(after.expires_at, after.grant_id))
+    rows = await transaction.execute(query.order_by(grant.c.expires_at, grant.c.grant_id).limit(limit))
+    return [Lot(*row) for row in rows]
+
+
+async def remind_owner(transaction: Transaction, bonus: Lot) -> None:
+    """Remind the owner of a bonus, if it still ends soon with minutes left."""
+    await accounts.lock(transaction, [bonus.account_id])
+    at = await database.now(transaction)
+    lot = await _lot(transaction, bonus.grant_id)
+    if lot.expired_at is None and lot.voided_at is None:
+        await _remind(transaction, lot, at)
+
+
+# Deliveries
+
+
+async def take_due(transaction: Transaction, limit: int) -> list[str]:
+    """Some messages that nobody seems to deliver, for the caller to have them delivered; others leave these alone."""
+    now = await database.now(transaction)
+    chosen = (
+        select(outbox.c.message_id)
+        .where(outbox.c.due_at <= now, outbox.c.created_at > now - TOO_OLD)
+        .order_by(outbox.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    rows = await transaction.execute(
+        outbox.update()
+        .where(outbox.c.message_id.in_(chosen.scalar_subquery()))
+        .values(due_at=now + STARTED_AGAIN_AFTER)
+        .returning(outbox.c.message_id)
+    )
+    return list(rows.scalars())
+
+
+async def begin(
+    transaction: Transaction, message: str, endpoints: Sequence[str], again: Collection[str] = ()
+) -> list[str]:
+    """Begin to deliver a message; gives the endpoints that it has to go to.
+
+    An endpoint that is gone is passed over, and that is written down.
+
+    Args:
+        transaction: within which.
+        message: its id.
+        endpoints: those that there are.
+        again: those to which it goes whatever became of it there before, for somebody asks for it.
+
+    Raises:
+        UnknownMessageError: there is no such message.
+    """
+    now = await database.now(transaction)
+    found = await transaction.execute(
+        outbox.update()
+        .where(outbox.c.message_id == message)
+        .values(due_at=now + LOOKED_FOR_AFTER)
+        .returning(outbox.c.message_id)
+    )
+    if found.scalar() is None:
+        raise UnknownMessageError(message)
+    over = set(await transaction.scalars(select(delivery.c.endpoint).where(delivery.c.message_id == message)))
+    gone = set(await transaction.scalars(select(endpoint_gone.c.endpoint)))
+    for endpoint in sorted(set(endpoints) & gone - over - set(again)):
+        await give_up(transaction, message, endpoint, GONE)
+    return [name for name in endpoints if name in again or name not in over | gone]
+
+
+async def message(transaction: Transaction, wanted: str) -> Message:
+    """A message.
+
+    Raises:
+        UnknownMessageError: there is no such message.
+    """
+    row = (await transaction.execute(select(outbox).where(outbox.c.message_id == wanted))).first()
+    if row is None:
+        raise UnknownMessageError(wanted)
+    return Message(row.type, row.created_at, row.data)
+
+
+async def delivered(transaction: Transaction, message: str, endpoint: str) -> None:
+    """Write down that an endpoint has taken a message; one that was gone is there again."""
+    values = {"state": "delivered", "problem": None, "at": await database.now(transaction)}
+    await transaction.execute(
+        insert(delivery)
+        .values(message_id=message, endpoint=endpoint, **values)
+        .on_conflict_do_update(index_elements=[delivery.c.message_id, delivery.c.endpoint], set_=values)
+    )
+    await transaction.execute(delete(endpoint_gone).where(endpoint_gone.c.endpoint == endpoint))
+
+
+async def give_up(transaction: Transaction, message: str, endpoint: str, problem: str) -> None:
+    """Write down that an endpoint has not taken a message, and why; one that had taken it before stays so."""
+    values = {"state": "given_up", "problem": problem, "at": await database.now(transaction)}
+    await transaction.execute(
+        insert(delivery)
+        .values(message_id=message, endpoint=endpoint, **values)
+        .on_conflict_do_update(
+            index_elements=[delivery.c.message_id, delivery.c.endpoint],
+            set_=values,
+            where=delivery.c.state != "delivered",
+        )
+    )
+
+
+async def endpoint_is_gone(transaction: Transaction, endpoint: str) -> None:
+    """Write down that an endpoint wants nothing any more."""
+    await transaction.execute(
+        insert(endpoint_gone).values(endpoint=endpoint, since=await database.now(transaction)).on_conflict_do_nothing()
+    )
+
+
+async def end(transaction: Transaction, message: str, given_up: Mapping[str, str]) -> None:
+    """Write down that the delivery of a message is over, with the endpoints that have not taken it and why."""
+    for endpoint, problem in given_up.items():
+        await give_up(transaction, message, endpoint, problem)
+    await transaction.execute(outbox.update().where(outbox.c.message_id == message).values(due_at=None))
+
+
+async def tidy(transaction: Transaction, limit: int) -> int:
+    """Forget some of what is too old to be delivered, and throw away some of what is over long since.
+
+    Returns:
+        How many messages that were; as many as `limit`, and there may be more.
+    """
+    now = await database.now(transaction)
+    late = select(outbox.c.message_id).where(outbox.c.due_at <= now, outbox.c.created_at <= now - TOO_OLD).limit(limit)
+    forgotten = await transaction.execute(
+        outbox.update()
+        .where(outbox.c.message_id.in_(late.with_for_update(skip_locked=True).scalar_subquery()))
+        .values(due_at=None)
+        .returning(outbox.c.message_id)
+    )
+    old = select(outbox.c.message_id).where(outbox.c.created_at <= now - KEPT, outbox.c.due_at.is_(None)).limit(limit)
+    thrown_away = await transaction.execute(
+        delete(outbox)
+        .where(outbox.c.message_id.in_(old.with_for_update(skip_locked=True).scalar_subquery()))
+        .returning(outbox.c.message_id)
+    )
+    return max(len(forgotten.all()), len(thrown_away.all()))
+
+
+async def waiting(transaction: Transaction) -> int:
+    """How many messages are not delivered to everybody yet."""
+    return (await transaction.execute(select(func.count()).where(outbox.c.due_at.is_not(None)))).scalar_one()

@@ -1,0 +1,61 @@
+"""What is on record of doubts: which an operator approved of, and which came up after the credit (rules 19, 20)."""
+
+from typing import Any
+
+from sqlalchemy import Row, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from ledger.database import Transaction
+from ledger.tables import ledger_now, referral, referral_event, review
+from program.doubts import Action, Doubt
+
+
+async def approved(
+    transaction: Transaction, row: Row[Any], invoice: str, now: frozenset[Doubt] = frozenset()
+) -> frozenset[Doubt]:
+    """What an operator approved of: of this referral, and as far as it is about a payment, of this invoice.
+
+    Args:
+        transaction: within which.
+        row: the referral.
+        invoice: the invoice that would bring, or brought, the bonus.
+        now: what is being approved of right now, for the invoice that the referral is held for.
+    """
+    decisions = await transaction.execute(
+        select(review.c.reasons, review.c.invoice_id).where(
+            review.c.referral_id == row.referral_id, review.c.action == Action.APPROVE
+        )
+    )
+    known = [(Doubt(reason), each.invoice_id) for each in decisions for reason in each.reasons]
+    known += [(doubt, row.qualifying_invoice) for doubt in now]
+    return frozenset(doubt for doubt, about in known if not doubt.about_payment or about == invoice)
+
+
+async def mark(transaction: Transaction, row: Row[Any], doubt: Doubt) -> bool:
+    """Mark a referral, whose qualifying payment is in doubt, for an operator; nothing is taken back (rule 20).
+
+    Returns:
+        Whether it is marked now: an operator may have approved of this already, or voided the bonus.
+    """
+    if row.voided_at is not None or doubt in await approved(transaction, row, row.qualifying_invoice):
+        return False
+    marked = await transaction.execute(
+        referral.update()
+        .where(
+            referral.c.referral_id == row.referral_id,
+            func.array_position(referral.c.review_reasons, doubt.value).is_(None),
+        )
+        .values(
+            review_reasons=func.array_append(referral.c.review_reasons, doubt.value),
+            needs_attention=f"Marked for review: {doubt.words}",
+        )
+        .returning(referral.c.stage)
+    )
+    stage = marked.scalar_one_or_none()
+    if stage is not None:
+        await transaction.execute(
+            insert(referral_event).values(
+                referral_id=row.referral_id, stage=stage, reason=f"Marked for review: {doubt.words}", at=ledger_now()
+            )
+        )
+    return True

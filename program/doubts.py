@@ -1,0 +1,87 @@
+"""Doubts: why an operator has to look at a referral (rules 14, 19 and 20)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+LONGEST_NAME = 100
+LONGEST_NOTE = 1000
+"""How much an operator may say of a decision, in characters."""
+
+
+class Action(StrEnum):
+    """What an operator can decide about a doubtful referral (rules 19 and 20)."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    VOID = "void"
+
+
+def flaw_of(by: str, note: str) -> str | None:
+    """What is wrong with what an operator said of who decided and why; none if nothing is.
+
+    Both are kept and shown. An e-mail address is refused: the operator is named by an id (rule 24).
+    """
+    for name, text, longest in (("by", by, LONGEST_NAME), ("note", note, LONGEST_NOTE)):
+        if not text.strip():
+            return f"say {'who decides' if name == 'by' else 'why'}: {name} is empty"
+        if len(text) > longest:
+            return f"{name} has more than {longest} characters"
+        if "@" in text:
+            return f"{name} must hold no e-mail address, for it is kept and shown: give an id"
+        if not all(letter.isprintable() or letter == "\n" for letter in text):
+            return f"{name} has control characters"
+    return None
+
+
+class Doubt(StrEnum):
+    """Why a referral is held or marked for an operator; a value of `review_reasons`."""
+
+    REFUNDED_IN_PART = "refunded-in-part"
+    REFUNDED = "refunded"
+    DISPUTED = "disputed"
+    SAME_CARD = "same-card"
+    SAME_DEVICE = "same-device"
+    DISPOSABLE_EMAIL = "disposable-email"
+    MANY_SIGNUPS = "many-signups"
+
+    @property
+    def words(self) -> str:
+        """The doubt, as a support agent can read it out (rule 22)."""
+        return _WORDS[self]
+
+    @property
+    def about_payment(self) -> bool:
+        """Whether it is about one invoice: of another one it is a new doubt."""
+        return self in _ABOUT_PAYMENT
+
+
+_ABOUT_PAYMENT = frozenset({Doubt.REFUNDED_IN_PART, Doubt.REFUNDED, Doubt.DISPUTED, Doubt.SAME_CARD})
+
+_WORDS = {
+    Doubt.REFUNDED_IN_PART: "A part of the friend's payment was refunded.",
+    Doubt.REFUNDED: "The friend's payment was refunded.",
+    Doubt.DISPUTED: "The friend's payment is disputed with the bank.",
+    Doubt.SAME_CARD: "The friend paid with the card that the referrer pays with.",
+    Doubt.SAME_DEVICE: "The friend signed up from the same address and browser as the referrer.",
+    Doubt.DISPOSABLE_EMAIL: "The friend's e-mail address is a throw-away one.",
+    Doubt.MANY_SIGNUPS: "Unusually many accounts signed up with this link within a day.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A doubt that was found right before the credit.
+
+    Args:
+        doubt: what it is.
+        hold: nobody is credited until an operator decides; else the referral is credited, and only marked.
+    """
+
+    doubt: Doubt
+    hold: bool
+
+
+def in_words(doubts: Iterable[Doubt]) -> str:
+    """Several doubts, as a support agent can read them out; each once, always in one order."""
+    return " ".join(doubt.words for doubt in sorted(set(doubts)))

@@ -1,0 +1,469 @@
+"""Whole stories: what several people do over months, as Stripe's events and the backend's calls tell it.
+
+Everything told has two sides: what the program gets (an event document, a call), and what `PlainModel` is told by it.
+Names hold `RUN`, which each run of a story replaces by a name of its own, so that all share one database.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+
+from tests.plain_model import Invoice, Period, PlainModel
+from tests.stripe_events import (
+    Event,
+    charge_refunded,
+    checkout_completed,
+    dispute,
+    invoice_paid,
+    invoice_unpaid,
+    line,
+    paid_by,
+    price,
+    subscription,
+)
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+MONTH = timedelta(days=30)
+MONTHLY = {"starter": 900, "pro": 2900, "power": 7900}
+YEARLY = {"pro_yearly": 29000}
+
+Say = Callable[[PlainModel], None]
+Drawn = TypeVar("Drawn")
+
+
+def nothing(_: PlainModel) -> None:
+    """Says nothing to the model."""
+
+
+@dataclass(frozen=True)
+class StripeTells:
+    """An event of Stripe's: when it is made, the document, and what it means."""
+
+    at: datetime
+    document: Event
+    say: Say
+    links: str | None = None
+
+    def __repr__(self) -> str:
+        """Short enough to read a whole story."""
+        about = self.document["data"]["object"]
+        told = {key: about[key] for key in ("customer", "status", "amount_paid", "client_reference_id") if key in about}
+        return f"{self.at:%m-%d %H:%M} {self.document['type']} {about['id']} {told}"
+
+
+@dataclass(frozen=True)
+class Put:
+    """The backend reports an account, with its Stripe customer or without."""
+
+    at: datetime
+    account: str
+    email: str
+    created_at: datetime
+    customer: str | None
+
+
+@dataclass(frozen=True)
+class AskForLink:
+    """A member asks for its link."""
+
+    at: datetime
+    account: str
+
+
+@dataclass(frozen=True)
+class SignUp:
+    """The backend reports a signup with a click's token; `second`, where another person had that token first."""
+
+    at: datetime
+    referral: str
+    referrer: str
+    account: str
+    email: str
+    created_at: datetime
+    clicked_at: datetime
+    second: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the referral is called in the story."""
+        return f"{self.referral}-second" if self.second else self.referral
+
+
+@dataclass(frozen=True)
+class Use:
+    """An account uses minutes."""
+
+    at: datetime
+    account: str
+    usage: str
+    minutes: int
+
+
+Told = StripeTells | Put | AskForLink | SignUp | Use
+
+
+@dataclass(frozen=True)
+class Story:
+    """All that is told, in the order in which it happens."""
+
+    accounts: tuple[str, ...]
+    told: tuple[Told, ...]
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        # Hypothesis would write out every document; the test adds what is needed to its failure.
+        printer.text("a story")
+
+    @property
+    def contended(self) -> frozenset[str]:
+        """The customers that are said of more than one account: the first one told keeps them (rule 18)."""
+        said: dict[str, set[str]] = {}
+        for each in self.told:
+            if isinstance(each, Put) and each.customer:
+                said.setdefault(each.customer, set()).add(each.account)
+            if isinstance(each, StripeTells) and each.links:
+                said.setdefault(each.links, set()).add(each.document["data"]["object"]["client_reference_id"])
+        return frozenset(customer for customer, accounts in said.items() if len(accounts) > 1)
+
+
+@dataclass
+class _Writer:
+    """Writes down what is told, with ids of its own."""
+
+    draw: Callable[[st.SearchStrategy[Any]], Any]
+    told: list[Told] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def name(self, kind: str) -> str:
+        self.numbers[kind] = self.numbers.get(kind, 0) + 1
+        return f"{kind}_RUN_{self.numbers[kind]}"
+
+    def one_of(self, *values: Drawn) -> Drawn:
+        value: Drawn = self.draw(st.sampled_from(values))
+        return value
+
+    def perhaps(self) -> bool:
+        return bool(self.draw(st.booleans()))
+
+    def stripe(self, at: datetime, document: Event, say: Say, links: str | None = None) -> None:
+        document |= {"id": self.name("evt"), "created": int(at.timestamp())}
+        self.told.append(StripeTells(at, document, say, links))
+
+
+class _Customer:
+    """A Stripe customer, and what it does: one subscription at a time."""
+
+    def __init__(self, writer: _Writer, at: datetime) -> None:
+        self._writer = writer
+        self.at = at
+        self.customer = writer.name("cus")
+        self._subscription = writer.name("sub")
+        self._start = self._end = at
+        self._key = "pro"
+        self._price = ""
+        self._over = True
+        self._charges: list[tuple[str, int, str]] = []
+
+    def live(self, steps: int) -> None:
+        """Do a few things, one after the other, each possible after the one before."""
+        for _ in range(steps):
+            chapters = [*[self.pays] * 4, self.tries, self.has_a_coupon, self.pays_from_a_balance]
+            if not self._over:
+                chapters = [self.renews, self.renews, self.upgrades, self.moves_dates, self.stretches, self.cancels]
+            if self._charges:
+                chapters += [self.is_refunded, self.disputes]
+            self._writer.one_of(*chapters, *chapters, self.fails_to_pay)()
+            self.at += self._writer.one_of(0, 1, 30, 24 * 6, 24 * 12, 24 * 29) * HOUR
+
+    def pays(self) -> None:
+        """Begin with a real payment."""
+        self._begin(MONTH, self._any_amount())
+
+    def tries(self) -> None:
+        """Begin with a trial."""
+        self._choose()
+        self._begins()
+        self._sees(self.at, self.at + 14 * DAY, "trialing")
+        self._invoice(0, 0)
+
+    def has_a_coupon(self) -> None:
+        """Begin with a full coupon."""
+        self._begin(MONTH, 0)
+
+    def pays_from_a_balance(self) -> None:
+        """Begin with an invoice that is settled from a customer balance."""
+        self._begin(MONTH, 0, worth=self._any_amount())
+
+    def renews(self) -> None:
+        """Let the next period begin at the end of this one."""
+        self.at = max(self.at, self._end)
+        self._sees(self._end, self._end + MONTH, "active")
+        self._invoice(self._any_amount())
+
+    def upgrades(self) -> None:
+        """Take another plan with a new anchor; the old one's rest is prorated."""
+        old = line(f"{self._key}_RUN", self.at, max(self._end, self.at + HOUR), -100, proration=True)
+        self._choose()
+        self._sees(self.at, self.at + MONTH, "active")
+        self._invoice(self._any_amount(), more=[old])
+
+    def moves_dates(self) -> None:
+        """Be given a trial within the subscription, which moves its dates."""
+        if self.at >= self._end:
+            return
+        self._sees(self.at, self._end + self._writer.one_of(3, 10, 40) * DAY, "trialing")
+        self._invoice(0, 0)
+
+    def stretches(self) -> None:
+        """Have the end of the period put off."""
+        if self.at < self._end:
+            self._sees(self._start, self._end + self._writer.one_of(2, 9, 35) * DAY, "active")
+
+    def cancels(self) -> None:
+        """End the subscription now."""
+        at, sub = self.at, self._subscription
+        self._sees(self._start, self._end, "canceled", ended_at=at)
+        self._writer.told[-1] = _also(self._writer.told[-1], lambda model: model.subscription_ended(sub, at))
+        self._over = True
+        self.at = max(self.at, self._end)
+        self._subscription = self._writer.name("sub")
+
+    def is_refunded(self) -> None:
+        """Get money back, in part or all of it."""
+        payment, amount, charge = self._writer.one_of(*self._charges)
+        back = self._writer.one_of(amount, amount // 3)
+        document = charge_refunded(
+            payment,
+            back,
+            amount=amount,
+            charge_id=charge,
+            customer=self._writer.one_of(None, self.customer),
+            created=self.at,
+        )
+        self._writer.stripe(self.at, document, lambda model: model.refund_seen(payment, back))
+
+    def disputes(self) -> None:
+        """Dispute a payment, and perhaps lose or win."""
+        payment, _, charge = self._writer.one_of(*self._charges)
+        name = self._writer.name("du")
+        statuses = self._writer.one_of(("needs_response",), ("needs_response", "won"), ("needs_response", "lost"))
+        for status in statuses:
+            type_ = "created" if status == "needs_response" else "closed"
+            document = dispute(payment, status, dispute_id=name, charge_id=charge, type_=type_, created=self.at)
+            self._writer.stripe(self.at, document, self._standing(payment, name, status))
+            self.at += 5 * DAY
+
+    @staticmethod
+    def _standing(payment: str, name: str, status: str) -> Say:
+        return lambda model: model.dispute_seen(payment, name, status)
+
+    def fails_to_pay(self) -> None:
+        """Have an invoice that is not paid."""
+        type_ = self._writer.one_of("invoice.payment_failed", "invoice.voided", "invoice.marked_uncollectible")
+        document = invoice_unpaid(type_, self.customer, self._subscription, self.at, self.at + MONTH)
+        self._writer.stripe(self.at, document, nothing)
+
+    def is_said_of(self, account: str, at: datetime) -> None:
+        """Complete a checkout that names an account."""
+        document = checkout_completed(self.customer, account)
+        self._writer.stripe(at, document, lambda model: model.link(self.customer, account), self.customer)
+
+    def _any_amount(self) -> int:
+        return (MONTHLY | YEARLY)[self._key]
+
+    def _choose(self) -> None:
+        self._key = self._writer.one_of(*MONTHLY, *YEARLY)
+        self._price = f"price_{self._key}_RUN"
+        if self._writer.draw(st.integers(0, 5)) == 5:
+            # A price without a key sells no plan that anybody knows.
+            self._price = self._writer.name("price_new")
+            if self._writer.perhaps():
+                self._is_named(self._price, self._key)
+
+    def _is_named(self, name: str, key: str) -> None:
+        """Somebody names the price, before it is sold or weeks after."""
+        at = self.at + self._writer.one_of(0, 1, 24 * 2, 24 * 20) * HOUR
+        document = price(name, key, product=f"prod_{key}_RUN", created=at)
+        self._writer.stripe(at, document, lambda model: model.price_seen(name, key, at))
+
+    def _begin(self, length: timedelta, amount: int, worth: int | None = None) -> None:
+        self._choose()
+        self._begins()
+        if amount or worth:
+            amount, worth = (self._any_amount(),) * 2 if amount else (0, self._any_amount())
+        length = 365 * DAY if self._key in YEARLY else length
+        self._sees(self.at, self.at + length, "active")
+        self._invoice(amount, worth)
+
+    def _begins(self) -> None:
+        # The period before is over, for which of two cycles at once is the account's nobody says.
+        self.at = max(self.at, self._end)
+        self._over = False
+
+    def _sees(self, start: datetime, end: datetime, status: str, ended_at: datetime | None = None) -> None:
+        self._start, self._end = start, end
+        at, sub, customer, name = self.at, self._subscription, self.customer, self._price
+        key = None if name.startswith("price_new") else self._key
+        type_ = "customer.subscription." + ("deleted" if ended_at else "updated")
+        document = subscription(customer, sub, start, end, status=status, ended_at=ended_at, type_=type_, created=at)
+        document["data"]["object"]["items"]["data"][0]["price"] |= {
+            "id": name,
+            "lookup_key": key,
+            "product": f"prod_{self._key}_RUN",
+        }
+
+        def say(model: PlainModel) -> None:
+            model.price_seen(name, key, at)
+            model.period_seen(customer, Period(sub, start, end, name))
+
+        self._writer.stripe(at, document, say)
+
+    def _invoice(self, amount: int, worth: int | None = None, more: list[dict[str, Any]] | None = None) -> None:
+        worth = amount if worth is None else worth
+        at, customer, sub, period = self.at, self.customer, self._subscription, (self._start, self._end)
+        invoice, payment, charge = (self._writer.name(kind) for kind in ("in", "pi", "ch"))
+        paying = line("", *period, worth)
+        paying["pricing"]["price_details"] = {"price": self._price, "product": f"prod_{self._key}_RUN"}
+        document = invoice_paid(
+            customer,
+            sub,
+            *period,
+            invoice_id=invoice,
+            amount_paid=amount,
+            total=worth,
+            paid_at=at,
+            lines=[*(more or []), paying],
+            reason=self._writer.one_of("subscription_create", "subscription_cycle", "manual"),
+        )
+        told = Invoice(customer, at, amount, worth, (Period(sub, *period, self._price),))
+        self._writer.stripe(at, document, lambda model: model.invoice_paid(invoice, told))
+        if amount:
+            document = paid_by(invoice, payment, at, amount=amount)
+            document["data"]["object"]["id"] = self._writer.name("inpay")
+            self._writer.stripe(at, document, lambda model: model.payment_seen(invoice, payment))
+            self._charges.append((payment, amount, charge))
+
+
+def _also(told: Told, say: Say) -> Told:
+    assert isinstance(told, StripeTells)
+
+    def both(model: PlainModel) -> None:
+        told.say(model)
+        say(model)
+
+    return StripeTells(told.at, told.document, both, told.links)
+
+
+@st.composite
+def stories(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Story:
+    """Two to five accounts over some months: the first subscribes, each later one may be referred by any before."""
+    writer = _Writer(draw)
+    people = draw(st.integers(2, 5))
+    accounts: list[str] = []
+    customers: list[str] = []
+    spelled: list[str] = []
+    signs_up = START
+    for number in range(people):
+        account = f"acc-RUN-{number}"
+        signs_up += writer.one_of(1, 50, 24 * 8) * HOUR
+        created_at = signs_up - writer.one_of(0, 0, 1, 400) * HOUR if number == 0 else signs_up
+        email = f"p{number}.RUN@gmail.com"
+        customer = _Customer(writer, signs_up + writer.one_of(0, 2, 24 * 5) * HOUR)
+        cast = _Newcomer(writer, account, email, created_at, signs_up, customer)
+        cast.arrives(accounts, spelled, customers)
+        accounts.append(account)
+        spelled.append(email)
+        customers.append(customer.customer)
+        last = max(each.at for each in writer.told)
+        for _ in range(draw(st.integers(0, 2))):
+            at = signs_up + draw(st.integers(1, 24 * 70)) * HOUR
+            writer.told.append(Use(min(at, last + DAY), account, writer.name("use"), draw(st.integers(1, 200))))
+    for account in accounts[1:]:
+        if writer.perhaps():
+            writer.told.append(Use(START + 60 * DAY, account, writer.name("use"), draw(st.integers(1, 400))))
+    return Story(tuple(accounts), tuple(sorted(writer.told, key=lambda each: each.at)))
+
+
+@dataclass
+class _Newcomer:
+    """One person of a story, from the click to whatever the customer does."""
+
+    writer: _Writer
+    account: str
+    email: str
+    created_at: datetime
+    signs_up: datetime
+    customer: _Customer
+
+    def arrives(self, accounts: list[str], spelled: list[str], customers: list[str]) -> None:
+        """Be referred by those there already, or by nobody; then live."""
+        writer = self.writer
+        steps = writer.draw(st.integers(1, 5))
+        if not accounts:
+            self.linked = self.customer.customer
+            self._put(self.signs_up, self.linked)
+            self.customer.pays()
+            self.customer.live(steps - 1)
+            self._ask(self.signs_up + 6 * DAY)
+            return
+        odd = writer.draw(st.integers(0, 9))
+        if odd == 0:
+            self.email = f"P{len(spelled) - 1}.RUN+x@Gmail.com"
+        if odd == 1:
+            self.customer.customer = writer.one_of(*customers)
+        if odd == 2:
+            # A customer that bought before the click, of nobody's account until now.
+            self.customer.at = self.signs_up - 3 * DAY
+        self._is_referred(accounts)
+        self._links(writer.one_of("put", "put", "put", "late", "late", "checkout", "checkout", "never"))
+        self.customer.live(steps)
+        self._ask(self.signs_up + writer.one_of(1, 6, 31) * DAY)
+
+    def _is_referred(self, accounts: list[str]) -> None:
+        writer = self.writer
+        referrals = writer.draw(st.integers(0, 9))
+        for _ in range(2 if referrals > 7 else min(referrals, 1)):
+            referrer = writer.one_of(*accounts, *accounts, self.account if referrals == 9 else accounts[0])
+            age = writer.one_of(0, 0, 0, 0, 0, 0, 0, -1, -30, 60 * 24 * 20, -60 * 24 * 95)
+            clicked_at = self.signs_up - timedelta(minutes=age)
+            if age < -60 * 24 * 50:
+                clicked_at = self.signs_up - 92 * DAY
+            at = max(self.signs_up, clicked_at) + writer.one_of(0, 1, 24 * 4) * HOUR
+            referral = writer.name("ref")
+            told = SignUp(at, referral, referrer, self.account, self.email, self.created_at, clicked_at)
+            writer.told.append(told)
+            if not writer.draw(st.integers(0, 5)):
+                writer.told.append(SignUp(**{**vars(told), "at": at + HOUR}))
+            if not writer.draw(st.integers(0, 7)) and accounts[1:]:
+                # The same token with somebody else: a referral of its own (rule 16).
+                self._forwards(told, writer.one_of(*accounts[1:]))
+
+    def _forwards(self, told: SignUp, account: str) -> None:
+        email, created_at = next(
+            (each.email, each.created_at)
+            for each in self.writer.told
+            if isinstance(each, Put | SignUp) and each.account == account
+        )
+        second = SignUp(
+            told.at + 2 * HOUR, told.referral, told.referrer, account, email, created_at, told.clicked_at, second=True
+        )
+        self.writer.told.append(second)
+
+    def _links(self, way: str) -> None:
+        customer = self.customer.customer
+        self._put(self.signs_up, customer if way == "put" else None)
+        late = self.signs_up + self.writer.one_of(1, 24 * 3, 24 * 12) * HOUR
+        if way == "late":
+            self._put(late, customer)
+        if way == "checkout":
+            self.customer.is_said_of(self.account, late)
+
+    def _put(self, at: datetime, customer: str | None) -> None:
+        self.writer.told.append(Put(at, self.account, self.email, self.created_at, customer))
+
+    def _ask(self, at: datetime) -> None:
+        self.writer.told.append(AskForLink(at, self.account))
