@@ -11,12 +11,13 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import load_plans
 from runtime.settings import StarterSettings
-from starter import accounts, clicks, health, referrals, signups, stripe_webhooks, usage
+from starter import accounts, clicks, health, public_pages, referrals, signups, stripe_webhooks, usage
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
 from starter.services import Services
+from starter.site import Site
 from starter.tokens import Tokens
 from workflows.client import ReferralRuns
 
@@ -35,15 +36,17 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     """
     metrics = Metrics()
     database = Database(settings.database_url.get_secret_value())
+    plans = load_plans(settings.plans_file)
     services = Services(
         settings=settings,
         database=database,
         client=client,
         runs=ReferralRuns(client, settings.task_queue),
-        plans=load_plans(settings.plans_file),
+        plans=plans,
         hashes=IdentityHash(settings.identity_hash_key.get_secret_value()),
         tokens=Tokens([secret.get_secret_value() for secret in settings.token_secrets], settings.attribution_window),
         metrics=metrics,
+        site=Site(settings, plans),
         stripe=_stripe(settings),
     )
 
@@ -67,7 +70,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(AccessLog, metrics=metrics)
     handle_problems(app)
-    for module in (clicks, accounts, signups, referrals, usage, stripe_webhooks, health):
+    for module in (public_pages, clicks, accounts, signups, referrals, usage, stripe_webhooks, health):
         app.include_router(module.router)
     _name_problems(app)
     return app

@@ -18,6 +18,7 @@ from program.plans import Plans
 from runtime.settings import StarterSettings
 from starter.metrics import Metrics
 from starter.problems import ProblemError
+from starter.site import Site
 from starter.tokens import Tokens
 from workflows.client import ReferralRuns
 
@@ -39,6 +40,7 @@ class Services:
     hashes: IdentityHash
     tokens: Tokens
     metrics: Metrics
+    site: Site
     stripe: StripeApi | None = None
     now: Callable[[], datetime] = utc_now
 
