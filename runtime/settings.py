@@ -296,6 +296,7 @@ class StarterSettings(LedgerSettings, StripeApiSettings):
     stripe_webhook_secrets: OwnSecrets
     public_url: BaseUrl
     signup_url: HttpUrl
+    account_url: HttpUrl | None = None
     cookie_domain: str | None = None
     token_secrets: OwnSecrets
     identity_hash_key: OwnSecret

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from program.plans import Plans
 from program.referral import Role, Stage
+from program.terms import TERMS_VERSION
 from runtime.settings import StarterSettings
 from starter.assets import Assets
 
@@ -73,6 +74,8 @@ class Site:
             "plans": tuple(plans),
             "public_url": settings.public_url,
             "signup_url": settings.signup_url,
+            "account_url": settings.account_url or settings.signup_url,
+            "terms_version": TERMS_VERSION,
             "Role": Role,
             "Stage": Stage,
         }
