@@ -143,8 +143,10 @@ class Site:
 
 def _dollars(cents: int, locale: Locale) -> str:
     """A price; whole dollars without the cents that are none."""
-    pattern = None if cents % 100 else "¤#,##0"
-    return format_currency(cents / 100, "USD", format=pattern, locale=locale, currency_digits=bool(cents % 100))
+    pattern: str = locale.currency_formats["standard"].pattern
+    if not cents % 100:
+        pattern = pattern.replace("0.00", "0")
+    return format_currency(Decimal(cents) / 100, "USD", pattern, locale, currency_digits=False)
 
 
 def _percent(share: Fraction, locale: Locale) -> str:
