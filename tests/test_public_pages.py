@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
+from jinja2 import DictLoader
 from temporalio.client import Client
 
 from program.plans import Plan, load_plans
 from program.terms import TERMS_VERSION
 from runtime.settings import PROJECT
 from starter.app import create_app
+from starter.site import Site
 from tests.conftest import free_port
 from tests.http_support import PUBLIC_URL, SIGNUP_URL, settings_for
 
+PLANS_FILE = PROJECT / "plans.toml"
 ACCOUNT_URL = "https://app.kally.example/account"
 
 OTHER_PLANS = """
@@ -126,6 +130,13 @@ async def read(client: httpx.AsyncClient, path: str = "/refer", **headers: str) 
     return Page(answer)
 
 
+def in_site(template: str, **values: Any) -> str:
+    """What the site makes of a template."""
+    site = Site(settings_for("postgresql+psycopg://nobody@localhost/nothing", "queue"), load_plans(PLANS_FILE))
+    site._environment.loader = DictLoader({"template": template})
+    return site.render("template", **values)
+
+
 @pytest.fixture
 def other_plans(tmp_path: Path) -> Path:
     path = tmp_path / "plans.toml"
@@ -147,7 +158,7 @@ async def test_the_root_leads_to_the_program(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("path", ["/refer", "/terms"])
 async def test_rule_3_what_each_plan_brings_comes_from_the_plans_file(path: str, other_plans: Path) -> None:
-    for plans_file in (PROJECT / "plans.toml", other_plans):
+    for plans_file in (PLANS_FILE, other_plans):
         async with site(plans_file=plans_file) as client:
             page = await read(client, path)
         assert page.cells[1:] == [row_of(plan) for plan in load_plans(plans_file)]
@@ -158,7 +169,7 @@ async def test_no_number_or_name_of_a_plan_stands_in_the_words(other_plans: Path
         pages = [await read(client), await read(client, "/terms")]
     for page in pages:
         words = re.findall(r"[\w$]+", page.text)
-        for plan in load_plans(PROJECT / "plans.toml"):
+        for plan in load_plans(PLANS_FILE):
             assert not {plan.name, str(plan.minutes), str(plan.bonus), f"${plan.price_cents // 100}"} & set(words)
     assert "With Duo & Co it is 617 minutes for your friend and 617 for you" in pages[0].text
 
@@ -358,3 +369,24 @@ async def test_the_pages_are_documented(client: httpx.AsyncClient) -> None:
     for path in ("/refer", "/terms"):
         assert list(paths[path]["get"]["responses"]["200"]["content"]) == ["text/html"]
     assert not any(path.startswith("/assets") or path == "/" for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [
+        (timedelta(days=90), "90 days"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(hours=36), "36 hours"),
+        (timedelta(minutes=90), "90 minutes"),
+        (timedelta(seconds=90), "90 seconds"),
+        (timedelta(days=1234), "1,234 days"),
+    ],
+)
+def test_a_length_of_time_is_told_in_the_largest_whole_unit(length: timedelta, words: str) -> None:
+    assert in_site("{{ span(it) }}", it=length) == words
+
+
+def test_a_share_is_told_with_all_its_decimals_and_a_price_with_its_cents() -> None:
+    assert in_site("{{ percent(it) }}", it=Fraction(1, 8)) == "12.5%"
+    assert in_site("{{ dollars(it) }}", it=1250) == "$12.50"
+    assert in_site("{{ dollars(it) }}", it=120000) == "$1,200"
