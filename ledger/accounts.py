@@ -2,10 +2,10 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
@@ -65,11 +65,19 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A referrer's link (rule 1)."""
+    """A referrer's link (rule 1).
+
+    Args:
+        code: what its address ends in.
+        account_id: whose it is.
+        erased: whether that account has been erased.
+        first_name: the referrer's, where the member agreed that it is shown with the link; never logged (rule 24).
+    """
 
     code: str
     account_id: str
     erased: bool = False
+    first_name: str | None = field(default=None, repr=False)
 
 
 async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str, bool]:
@@ -324,9 +332,14 @@ async def link_with_code(transaction: Transaction, code: str) -> Link | None:
 async def _link(transaction: Transaction, condition: ColumnElement[bool]) -> Link | None:
     row = (
         await transaction.execute(
-            select(referral_link.c.code, referral_link.c.account_id, account.c.erased_at)
+            select(
+                referral_link.c.code,
+                referral_link.c.account_id,
+                account.c.erased_at,
+                case((account.c.show_first_name, account.c.first_name)).label("first_name"),
+            )
             .join(account, account.c.account_id == referral_link.c.account_id)
             .where(condition)
         )
     ).first()
-    return Link(row.code, row.account_id, row.erased_at is not None) if row else None
+    return Link(row.code, row.account_id, row.erased_at is not None, row.first_name) if row else None

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import mimetypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Assets:
     def __init__(self, folder: Path = FOLDER) -> None:
         """Read them all."""
         self._assets: dict[str, Asset] = {}
+        self._to_make: dict[str, Callable[[], bytes]] = {}
         for file in sorted(folder.iterdir()):
             self.add(file.name, file.read_bytes())
 
@@ -46,18 +48,30 @@ class Assets:
         compressed = gzip.compress(content, mtime=0) if media_type in _WORTH_COMPRESSING else None
         self._assets[name] = Asset(name, media_type, content, compressed)
 
+    def add_later(self, name: str, make: Callable[[], bytes]) -> None:
+        """Take one more, made when it is first asked for: by name or, in another process, by its address."""
+        self._to_make[name] = make
+
+    def _find(self, name: str) -> Asset | None:
+        if name in self._to_make:
+            self.add(name, self._to_make[name]())
+            del self._to_make[name]
+        return self._assets.get(name)
+
     def path(self, name: str) -> str:
         """The path of a file on this site.
 
         Raises:
             KeyError: there is no such file.
         """
-        asset = self._assets[name]
+        asset = self._find(name)
+        if asset is None:
+            raise KeyError(name)
         return f"/assets/{asset.digest}/{asset.name}"
 
     def answer(self, digest: str, name: str, accepts: str) -> Response:
         """A file, if it is there under this digest."""
-        asset = self._assets.get(name)
+        asset = self._find(name)
         if asset is None or asset.digest != digest:
             return PlainTextResponse("not found\n", 404, {"Cache-Control": "no-store"})
         headers = {"Cache-Control": FOR_EVER, "X-Content-Type-Options": "nosniff"}

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ledger import accounts, queries, referrals
 from ledger.referrals import ClickedLink
 from program.referral import REPEATED_CLICK, AttributionWindow
-from starter import pages
 from starter.models import channel_of
+from starter.names import fit_to_show
 from starter.problems import documented
 from starter.services import Services, Serving
 from starter.tokens import InvalidTokenError
@@ -57,16 +57,19 @@ async def follow_link(
         # The one character that PostgreSQL cannot even look for.
         link = None if "\0" in code else await accounts.link_with_code(transaction, code)
     if link is None or link.erased:
-        services.metrics.clicks.labels("unknown").inc()
-        return HTMLResponse(pages.unknown_link(services.settings.signup_url), 404, _NO_STORE)
+        return _unknown(request, services)
     now = services.now().replace(microsecond=0)
     fresh = ClickedLink(
         referrals.new_id(), link.code, channel_of(c), AttributionWindow(now, services.settings.attribution_window)
     )
     if who is Visitor.MACHINE:
         services.metrics.clicks.labels("machine").inc()
-        return HTMLResponse(
-            pages.preview(services.settings.public_url, link.code, _signup_url(services, fresh)), 200, _NO_STORE
+        return services.site.page(
+            request,
+            "invitation.html",
+            code=link.code,
+            giver=fit_to_show(link.first_name),
+            way_on=_signup_url(services, fresh),
         )
     repeated = _earlier_click(request, services, fresh)
     if repeated is not None and await _start(services, repeated, link.account_id):
@@ -81,6 +84,20 @@ async def follow_link(
         log.warning("click not counted", referral_id=fresh.referral_id, error=type(error).__name__)
     services.metrics.clicks.labels("person").inc()
     return _redirect(services, fresh)
+
+
+@router.head("/r", include_in_schema=False)
+@router.get("/r", include_in_schema=False)
+@router.head("/r/{rest:path}", include_in_schema=False)
+@router.get("/r/{rest:path}", include_in_schema=False)
+async def follow_half_a_link(request: Request, services: Serving) -> Response:
+    """Follow what is left of a link, or has more behind it: somebody copied it with care, but not whole."""
+    return _unknown(request, services)
+
+
+def _unknown(request: Request, services: Services) -> Response:
+    services.metrics.clicks.labels("unknown").inc()
+    return services.site.page(request, "unknown_link.html", 404)
 
 
 def _earlier_click(request: Request, services: Services, fresh: ClickedLink) -> ClickedLink | None:

@@ -2,21 +2,25 @@
 
 import gzip
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from babel import Locale, UnknownLocaleError
 from babel.dates import format_date, format_datetime
-from babel.numbers import format_currency, format_decimal
+from babel.numbers import format_currency, format_decimal, format_percent
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from program.plans import Plans
-from program.referral import Role, Stage
+from program.cycles import LONGEST_BONUS, RENEWAL_GRACE
+from program.plans import BONUS_SHARE, Plans
+from program.referral import CLICK_TOLERANCE, REPEATED_CLICK, Role, Stage
 from program.terms import TERMS_VERSION
 from runtime.settings import StarterSettings
+from starter import invitation_image
 from starter.assets import Assets
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,6 +65,7 @@ class Site:
     def __init__(self, settings: StarterSettings, plans: Plans, assets: Assets | None = None) -> None:
         """Take what every page may refer to."""
         self.assets = assets or Assets()
+        self.assets.add_later(invitation_image.NAME, lambda: invitation_image.draw(plans))
         self._environment = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -78,6 +83,15 @@ class Site:
             "terms_version": TERMS_VERSION,
             "Role": Role,
             "Stage": Stage,
+            "bonus_share": BONUS_SHARE,
+            "longest_bonus": LONGEST_BONUS,
+            "renewal_grace": RENEWAL_GRACE,
+            "click_tolerance": CLICK_TOLERANCE,
+            "repeated_click": REPEATED_CLICK,
+            "attribution_window": settings.attribution_window,
+            "invitation_image": invitation_image.NAME,
+            "invitation_image_size": (invitation_image.WIDTH, invitation_image.HEIGHT),
+            "invitation_image_text": invitation_image.alternative(plans),
         }
 
     def render(self, template: str, locale: Locale = _DEFAULT_LOCALE, **values: Any) -> str:
@@ -90,7 +104,9 @@ class Site:
         """
         return self._environment.get_template(template).render(
             number=lambda value: format_decimal(value, locale=locale),
+            percent=lambda share: _percent(share, locale),
             dollars=lambda cents: _dollars(cents, locale),
+            span=lambda length: _span(length, locale),
             moment=lambda at: _moment(at, locale),
             day=lambda at: format_date(at, "medium", locale=locale),
             **values,
@@ -127,8 +143,24 @@ class Site:
 
 def _dollars(cents: int, locale: Locale) -> str:
     """A price; whole dollars without the cents that are none."""
-    pattern = None if cents % 100 else "¤#,##0"
-    return format_currency(cents / 100, "USD", format=pattern, locale=locale, currency_digits=bool(cents % 100))
+    pattern: str = locale.currency_formats["standard"].pattern
+    if not cents % 100:
+        pattern = pattern.replace("0.00", "0")
+    return format_currency(Decimal(cents) / 100, "USD", pattern, locale, currency_digits=False)
+
+
+def _percent(share: Fraction, locale: Locale) -> str:
+    """A share, with as many decimals as it has."""
+    exact = Decimal(share.numerator) / Decimal(share.denominator)
+    return format_percent(exact, locale=locale, decimal_quantization=False)
+
+
+def _span(length: timedelta, locale: Locale) -> str:
+    """A length of time in the largest unit, of days and less, that it is a whole number of."""
+    units = (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
+    unit, one = next(((unit, one) for unit, one in units if not length % one), ("second", timedelta(seconds=1)))
+    count = length // one
+    return f"{format_decimal(count, locale=locale)} {unit}{'' if count == 1 else 's'}"
 
 
 def _moment(at: datetime, locale: Locale) -> str:

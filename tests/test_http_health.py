@@ -149,6 +149,8 @@ async def test_the_openapi_document_has_the_whole_contract(starter: Starter) -> 
     paths = (await document_of(starter))["paths"]
     contract = {
         ("get", "/r/{code}"): {"200", "302", "404", "503"},
+        ("get", "/refer"): {"200"},
+        ("get", "/terms"): {"200"},
         ("put", "/v1/accounts/{account_id}"): {"200", "401", "422", "503"},
         ("post", "/v1/accounts/{account_id}/referral-link"): {"200", "401", "403", "404", "422", "503"},
         ("post", "/v1/signups"): {"202", "401", "409", "422", "503"},

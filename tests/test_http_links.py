@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from http.cookies import Morsel, SimpleCookie
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -19,6 +20,7 @@ from tests.conftest import free_port
 from tests.http_support import (
     COOKIE,
     GRACE,
+    IPHONE,
     PUBLIC_URL,
     SIGNUP_URL,
     TOKEN_SECRETS,
@@ -40,6 +42,12 @@ SECOND = timedelta(seconds=1)
 def set_cookie(answer: httpx.Response) -> "Morsel[str]":
     (header,) = (header for header in answer.headers.get_list("set-cookie") if header.startswith(f"{COOKIE}="))
     return SimpleCookie(header)[COOKIE]
+
+
+def metas_of(answer: httpx.Response) -> dict[str, str]:
+    """What a page says of itself to machines."""
+    found = re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)"', answer.text)
+    return {name: unescape(content) for name, content in found}
 
 
 async def counted(starter: Starter) -> dict[str, int]:
@@ -177,6 +185,96 @@ async def test_rule_17_a_person_who_was_taken_for_a_machine_can_go_on_by_the_pre
     referral_id = await whole_program.signed_up(person("fred"), referral_token=token)
     shown = await whole_program.reaches(referral_id, "signed_up")
     assert shown["referrer_account_id"] == rita.account_id
+
+
+async def test_rule_17_the_preview_unfurls_with_a_picture_and_is_in_no_index(starter: Starter) -> None:
+    code = await starter.link(await starter.subscriber())
+    answer = await starter.follow(code, agent=WHATSAPP)
+    metas = metas_of(answer)
+    assert metas["twitter:card"] == "summary_large_image"
+    assert metas["robots"] == "noindex"
+    assert metas["og:title"] == metas["twitter:title"]
+    assert metas["og:description"] == metas["twitter:description"] == metas["description"]
+    assert metas["og:image"] == metas["twitter:image"]
+    assert metas["og:image:alt"]
+    assert metas["og:image"].startswith(f"{PUBLIC_URL}/assets/")
+    picture = await starter.send("GET", metas["og:image"].removeprefix(PUBLIC_URL), headers={"User-Agent": WHATSAPP})
+    assert picture.status_code == 200
+    assert picture.headers["content-type"] == metas["og:image:type"] == "image/png"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["referrer-policy"] == "no-referrer", "the way on has a token in it"
+
+
+async def test_rule_13_the_preview_says_that_who_shares_gets_a_bonus_too(starter: Starter) -> None:
+    rita = await starter.subscriber()
+    code = await starter.link(rita)
+    assert "Your friend gets it too" in metas_of(await starter.follow(code, agent=WHATSAPP))["og:description"]
+    await starter.put(rita, first_name="Rita", show_first_name=True)
+    answer = await starter.follow(code, agent=WHATSAPP)
+    assert "Rita gets it too" in metas_of(answer)["og:description"]
+    assert "<bdi>Rita</bdi> gets the same bonus as you" in answer.text
+
+
+async def test_a_first_name_is_shown_only_while_its_owner_agrees(starter: Starter) -> None:
+    rita = await starter.subscriber()
+    code = await starter.link(rita)
+    steps: list[tuple[dict[str, Any], str]] = [
+        ({}, "A friend"),
+        ({"first_name": "Rita"}, "A friend"),
+        ({"show_first_name": True}, "Rita"),
+        ({"first_name": "Margherita"}, "Margherita"),
+        ({"show_first_name": False}, "A friend"),
+    ]
+    for told, shown in steps:
+        assert (await starter.put(rita, **told)).status_code == 200
+        answer = await starter.follow(code, agent=WHATSAPP)
+        assert metas_of(answer)["og:title"] == f"{shown} gives you bonus minutes on KallyAI"
+        assert ("rita" in answer.text.lower()) == (shown != "A friend")
+
+
+@pytest.mark.parametrize(
+    "name", ['"><script>alert(1)</script>', "Rita & Co <rita>", "win.example/prize", "{{ 7 * 7 }}", "R" * 80]
+)
+async def test_a_name_that_is_none_is_not_shown(starter: Starter, name: str) -> None:
+    rita = await starter.subscriber()
+    code = await starter.link(rita)
+    assert (await starter.put(rita, first_name=name, show_first_name=True)).status_code == 200
+    answer = await starter.follow(code, agent=WHATSAPP)
+    assert metas_of(answer)["og:title"].startswith("A friend gives you")
+    assert name not in answer.text
+    assert name not in unescape(answer.text)
+
+
+async def test_what_a_name_has_of_html_is_escaped(starter: Starter) -> None:
+    rita = await starter.subscriber()
+    code = await starter.link(rita)
+    await starter.put(rita, first_name="O'Neill", show_first_name=True)
+    answer = await starter.follow(code, agent=WHATSAPP)
+    assert metas_of(answer)["og:title"].startswith("O'Neill gives you")
+    assert "O'Neill" not in answer.text
+    assert "<bdi>O&#39;Neill</bdi>" in answer.text
+
+
+async def test_rule_23_an_erased_members_link_is_as_unknown_as_any(starter: Starter) -> None:
+    rita = await starter.subscriber()
+    code = await starter.link(rita)
+    await starter.put(rita, first_name="Rita", show_first_name=True)
+    assert (await starter.call("DELETE", f"/v1/accounts/{rita.account_id}")).status_code == 204
+    for agent in (IPHONE, WHATSAPP):
+        erased, unknown = await starter.follow(code, agent=agent), await starter.follow("nosuchcode", agent=agent)
+        assert erased.status_code == unknown.status_code == 404
+        assert erased.text == unknown.text
+        assert metas_of(erased)["robots"] == "noindex"
+        assert "default-src 'none'" in erased.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", ["/r", "/r/", "/r/{code}/", "/r/{code}/more"])
+async def test_what_is_left_of_a_link_is_a_page_too(starter: Starter, path: str) -> None:
+    code = await starter.link(await starter.subscriber())
+    answer = await starter.send("GET", path.format(code=code), headers={"User-Agent": IPHONE})
+    assert answer.status_code == 404
+    assert SIGNUP_URL in answer.text
+    assert await starter.metric("referrals_clicks_total", visitor="unknown") == 1
 
 
 async def test_rule_17_a_prefetch_is_refused_so_that_the_visit_is_the_click(starter: Starter) -> None:
