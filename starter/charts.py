@@ -9,7 +9,7 @@ WIDTH = 360
 HEIGHT = 200
 
 _TOP, _BOTTOM, _RIGHT = 10, 26, 2
-_DIGIT = 7.0
+_DIGIT = 7.6
 """The width of a digit of the axis."""
 
 _STEPS = 4

@@ -47,11 +47,13 @@ _STUCK = (Tone.WAITING, "Paid, and being sorted out by our team")
 
 _TAKEN_BACK = (Tone.BAD, "The bonus was taken back")
 
+_STUCK_NOTE = "Your friend paid for something that we do not know yet. There is nothing that you need to do."
+
 _REVIEW_NOTE = "A person checks this before anybody gets a bonus. There is nothing that you need to do."
 
 _SOURCES = {
     Role.REFERRER: "For a friend whom you invited",
-    Role.REFEREE: "Welcome bonus, for coming by a friend’s link",
+    Role.REFEREE: "Welcome bonus, for coming by a friend's link",
 }
 
 
@@ -105,11 +107,12 @@ class Bonus:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """What one way of sharing brought."""
+    """What one way of sharing brought; `share` is how its clicks compare with the most clicked, in percent."""
 
     name: str
     clicks: int
     signups: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class PortalView:
-    """The dashboard, as the templates show it. Lists that may be long come in two parts, and a count of what is left."""
+    """The dashboard, as the templates show it. Lists that may be long come in two parts."""
 
     paid: bool
     sharing: Sharing | None
@@ -159,6 +162,8 @@ class PortalView:
     friends: tuple[Friend, ...]
     older: str | None
     newest: bool
+    problem: str | None
+    version: str
 
 
 def portal_view(
@@ -169,6 +174,7 @@ def portal_view(
     now: datetime,
     older: str | None = None,
     newest: bool = True,
+    problem: str | None = None,
 ) -> PortalView:
     """The dashboard of a member.
 
@@ -179,9 +185,11 @@ def portal_view(
         now: to tell what is past, UTC.
         older: the cursor of the next page, if there is one.
         newest: whether this is the first page.
+        problem: `terms-changed` where the member accepted terms that are no longer in force.
     """
     bonuses = tuple(map(_bonus, dashboard.bonuses))
-    channels = tuple(map(_channel, dashboard.channels))
+    most = max((count.clicks for count in dashboard.channels), default=0)
+    channels = tuple(_channel(count, most) for count in dashboard.channels)
     months = tuple(map(_month, dashboard.months))
     short = [month.short for month in months]
     return PortalView(
@@ -205,6 +213,8 @@ def portal_view(
         friends=tuple(_friend(referral, now) for referral in referrals),
         older=older,
         newest=newest,
+        problem=problem,
+        version=dashboard.version,
     )
 
 
@@ -223,7 +233,7 @@ def _friend(referral: Referral, now: datetime) -> Friend:
     elif referral.stage is Stage.IN_REVIEW:
         note = _REVIEW_NOTE
     elif referral.stage is Stage.SIGNED_UP and referral.needs_attention:
-        (tone, words), note = _STUCK, _REVIEW_NOTE
+        (tone, words), note = _STUCK, _STUCK_NOTE
     ends_at = referral.expires_at.get(Role.REFERRER) if tone is Tone.GOOD else None
     return Friend(
         signed_up_at=_utc(referral.signed_up_at or referral.clicked_at),
@@ -240,15 +250,15 @@ def _bonus(bonus: OpenBonus) -> Bonus:
     return Bonus(
         minutes=bonus.minutes,
         remaining=bonus.remaining,
-        share=round(100 * bonus.remaining / bonus.minutes, 2) if bonus.minutes else 0.0,
+        share=_percent(bonus.remaining, bonus.minutes),
         source=_SOURCES[bonus.role],
         credited_at=_utc(bonus.credited_at),
         ends_at=_utc(bonus.expires_at),
     )
 
 
-def _channel(count: ChannelCount) -> Channel:
-    return Channel(sharing.channel_name(count.channel), count.clicks, count.signups)
+def _channel(count: ChannelCount, most: int) -> Channel:
+    return Channel(sharing.channel_name(count.channel), count.clicks, count.signups, _percent(count.clicks, most))
 
 
 def _month(count: MonthCount) -> Month:
@@ -268,6 +278,10 @@ def _sharing(public_url: str, code: str) -> Sharing:
         shared=sharing.address(public_url, code, "share"),
         ways=sharing.shares(public_url, code),
     )
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 2) if whole else 0.0
 
 
 def _utc(at: datetime) -> datetime:

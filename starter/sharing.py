@@ -21,7 +21,7 @@ SUBJECT = "Bonus minutes on KallyAI"
 
 CHANNELS: Mapping[str, str] = {
     "copy": "Copied link",
-    "share": "Your device’s share menu",
+    "share": "Your device's share menu",
     "sms": "Text message",
     "email": "E-mail",
     "whatsapp": "WhatsApp",
@@ -29,7 +29,7 @@ CHANNELS: Mapping[str, str] = {
     "facebook": "Facebook",
     "linkedin": "LinkedIn",
     "qr": "QR code",
-    "link": "Link by itself",
+    "link": "Plain link",
     "code": "Code at signup",
     "other": "Other ways",
 }

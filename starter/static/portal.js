@@ -133,6 +133,7 @@ async function refresh() {
 
 function show(page) {
   const before = figures();
+  portal.dataset.version = page.querySelector("[data-version]").dataset.version;
   for (const region of regions()) {
     const fresh = page.querySelector(`[data-live="${region.dataset.live}"]`);
     const html = fresh?.innerHTML;
@@ -171,7 +172,7 @@ function end() {
 
 function listen() {
   if (ended) return;
-  source = new EventSource(portal.dataset.portal);
+  source = new EventSource(`${portal.dataset.portal}?version=${encodeURIComponent(portal.dataset.version)}`);
   source.addEventListener("open", () => {
     mended();
     if (missed) update();
