@@ -8,9 +8,9 @@ branch_labels = None
 depends_on = None
 
 _TOTALS = """
--- Kept in the transaction that changes what they count, so that a look at them costs the same with one referral and with
--- a hundred thousand. By triggers: a program of the version before, which still runs while this one is rolled out, counts
--- as well, and nothing that is stored can forget to.
+-- Kept in the transaction that changes what they count, so that a look at them costs the same with one referral and
+-- with a hundred thousand. By triggers: a program of the version before, which still runs while this one is rolled
+-- out, counts as well, and nothing that is stored can forget to.
 CREATE TABLE channel_total (
     account_id text NOT NULL REFERENCES account,
     channel text NOT NULL,
@@ -53,7 +53,8 @@ BEGIN
         SET clicks = total.clicks + excluded.clicks, signups = total.signups + excluded.signups;
 END $$;
 
-CREATE FUNCTION count_month(whose text, at timestamptz, more_invited bigint, more_subscribed bigint, more_minutes bigint)
+CREATE FUNCTION count_month(
+    whose text, at timestamptz, more_invited bigint, more_subscribed bigint, more_minutes bigint)
     RETURNS void LANGUAGE plpgsql AS $$
 DECLARE first_day date := date_trunc('month', at AT TIME ZONE 'UTC');
 BEGIN
@@ -139,12 +140,15 @@ BEGIN
     LOOP
         PERFORM count_month(each.referrer_id, each.at, each.invited, each.subscribed, 0);
     END LOOP;
-    -- What is only marked for operators is not shown, and is marked without the referrer's account being locked.
+    -- What is marked for operators after the payment is not shown, and is marked without the referrer's account locked.
     PERFORM dashboard_changed(referrer_id) FROM (
         SELECT DISTINCT fresh.referrer_id FROM new_rows fresh JOIN old_rows stale USING (referral_id)
         WHERE fresh.signed_up_at IS NOT NULL
-            AND (fresh.stage, fresh.reason, fresh.plan, fresh.bonus_minutes, fresh.signed_up_at, fresh.credited_at)
-            IS DISTINCT FROM (stale.stage, stale.reason, stale.plan, stale.bonus_minutes, stale.signed_up_at, stale.credited_at)
+            AND (fresh.stage, fresh.reason, fresh.plan, fresh.bonus_minutes, fresh.signed_up_at, fresh.credited_at,
+                fresh.stage = 'signed_up' AND fresh.needs_attention IS NOT NULL)
+            IS DISTINCT FROM
+                (stale.stage, stale.reason, stale.plan, stale.bonus_minutes, stale.signed_up_at, stale.credited_at,
+                stale.stage = 'signed_up' AND stale.needs_attention IS NOT NULL)
         ORDER BY 1) concerned;
     RETURN NULL;
 END $$;
@@ -214,7 +218,8 @@ _SO_FAR = """
 -- What there is already is counted while the triggers' locks keep writers out.
 SELECT count_channel(account_id, channel, sum(clicks)::bigint, sum(signups)::bigint)
 FROM (
-    SELECT link.account_id, each.channel, each.clicks, 0 AS signups FROM click_count each JOIN referral_link link USING (code)
+    SELECT link.account_id, each.channel, each.clicks, 0 AS signups
+        FROM click_count each JOIN referral_link link USING (code)
     UNION ALL
     SELECT referrer_id, channel, 0, 1 FROM referral WHERE counts_as_invited(stage)
 ) counted GROUP BY account_id, channel ORDER BY sum(signups) DESC, sum(clicks) DESC;
