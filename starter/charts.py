@@ -52,9 +52,13 @@ class Chart:
     width: float
     height: float
     left: float
-    base: float
     ticks: tuple[Tick, ...]
     groups: tuple[Group, ...]
+
+    @property
+    def marks(self) -> float:
+        """Where the numbers of the axis end."""
+        return round(self.left - 8, 1)
 
     @property
     def empty(self) -> bool:
@@ -89,7 +93,7 @@ def columns(labels: Sequence[str], series: Sequence[Sequence[int]]) -> Chart:
     marks = axis(max((value for values in series for value in values), default=0))
     top, base = marks[-1], HEIGHT - _BOTTOM
     # Room for the longest number, its separators included.
-    left = len(f"{top:,}") * _DIGIT + 10
+    left = round(len(f"{top:,}") * _DIGIT + 10, 1)
 
     def y(value: int) -> float:
         return round(base - (base - _TOP) * value / top, 1)
@@ -112,4 +116,4 @@ def columns(labels: Sequence[str], series: Sequence[Sequence[int]]) -> Chart:
             for number, values in enumerate(series)
         )
         groups.append(Group(label, round(middle, 1), drawn))
-    return Chart(WIDTH, HEIGHT, left, base, tuple(Tick(mark, y(mark)) for mark in marks), tuple(groups))
+    return Chart(WIDTH, HEIGHT, left, tuple(Tick(mark, y(mark)) for mark in marks), tuple(groups))

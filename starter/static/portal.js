@@ -126,7 +126,7 @@ async function refresh() {
     portal.removeAttribute("aria-busy");
     if (askedAgain && !ended) {
       askedAgain = false;
-      refresh();
+      update();
     }
   }
 }
@@ -147,6 +147,7 @@ function show(page) {
 
 let source;
 let hinting;
+let waiting;
 let missed = false;
 let patience = 1000;
 
@@ -158,16 +159,31 @@ function broken() {
 function mended() {
   clearTimeout(hinting);
   hinting = undefined;
-  part("hint").hidden = true;
   patience = 1000;
+  part("hint").hidden = true;
 }
 
 function end() {
   if (ended) return;
   ended = true;
   source.close();
+  clearTimeout(waiting);
   mended();
   part("over").append(part("over-words").content.cloneNode(true));
+}
+
+async function update() {
+  if (!(await refresh())) retry();
+  else if (source.readyState === EventSource.OPEN) mended();
+  else if (source.readyState === EventSource.CLOSED) listen();
+}
+
+// Comes again, ever more patiently.
+function retry() {
+  broken();
+  clearTimeout(waiting);
+  waiting = setTimeout(update, patience * (0.75 + Math.random() / 2));
+  patience = Math.min(patience * 2, 60000);
 }
 
 function listen() {
@@ -184,28 +200,15 @@ function listen() {
     missed = true;
     broken();
     // Refused for good: the page itself tells why.
-    if (source.readyState === EventSource.CLOSED) later(async () => { if (await update()) listen(); });
+    if (source.readyState === EventSource.CLOSED) retry();
   });
 }
 
-// Comes again, ever more patiently.
-function later(step) {
-  setTimeout(step, patience * (0.75 + Math.random() / 2));
-  patience = Math.min(patience * 2, 60000);
-}
-
-async function update() {
-  const answered = await refresh();
-  if (answered && source.readyState === EventSource.OPEN) mended();
-  if (!answered) {
-    broken();
-    later(update);
-  }
-  return answered;
-}
-
 listen();
-addEventListener("pagehide", () => source.close());
+addEventListener("pagehide", () => {
+  clearTimeout(waiting);
+  source.close();
+});
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   missed = true;
