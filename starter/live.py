@@ -18,6 +18,9 @@ from ledger.portal_sessions import Session
 LOOKS_EVERY_SECONDS = 1.0
 """How soon a change is told, at the latest."""
 
+HEARTBEAT_SECONDS = 15.0
+"""What stands between would take a stream for dead that is silent for longer."""
+
 STREAMS_OF_ONE_ACCOUNT = 6
 """Somebody with more dashboards open than that does not look at all of them."""
 
@@ -82,8 +85,9 @@ class Listener:
 class LiveUpdates:
     """Everybody who listens in this process, and who looks for them."""
 
-    def __init__(self, database: Database) -> None:
-        """Look into `database`, once somebody listens."""
+    def __init__(self, database: Database, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        """Look into `database`, once somebody listens; no stream is silent for longer than its heartbeat."""
+        self.heartbeat_seconds = heartbeat_seconds
         self._database = database
         self._listeners: set[Listener] = set()
         self._looking: asyncio.Task[None] | None = None

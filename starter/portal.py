@@ -35,9 +35,6 @@ PATH = "/portal"
 
 REFERRALS_A_PAGE = 20
 
-HEARTBEAT_SECONDS = 15.0
-"""How long a stream is silent at most: what stands between would take it for dead otherwise."""
-
 _LONGEST_SECRET = 200
 
 _EXPIRED = "portal_expired.html"
@@ -289,7 +286,7 @@ class _EventStream(StreamingResponse):
     async def _events(self) -> AsyncIterator[str]:
         yield ": here you are told of news\nretry: 3000\n\n"
         while True:
-            match await self._listener.listen(HEARTBEAT_SECONDS):
+            match await self._listener.listen(self._services.live.heartbeat_seconds):
                 case None:
                     yield ": still here\n\n"
                 case News.CHANGED:
