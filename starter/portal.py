@@ -102,7 +102,7 @@ async def take_link(request: Request, services: Serving) -> Response:
             return _see_portal()
     async with services.database.snapshot() as transaction:
         # Other terms than those in force, or none: the page has those of today.
-        return await _dashboard(transaction, request, services, member, None, status=422)
+        return await _dashboard(transaction, request, services, member, status=422, problem="terms-changed")
 
 
 @router.post("/sign-out")
@@ -193,8 +193,9 @@ async def _dashboard(
     request: Request,
     services: Services,
     member: Session,
-    cursor: str | None,
+    cursor: str | None = None,
     status: int = 200,
+    problem: str | None = None,
 ) -> Response:
     what = cursors.of_referrals(member.account_id)
     try:
@@ -211,6 +212,7 @@ async def _dashboard(
         now=await database.now(transaction),
         older=cursors.cursor(services, what, page.next),
         newest=place is None,
+        problem=problem,
     )
     return services.site.page(request, "portal.html", status, view=view)
 
