@@ -287,7 +287,7 @@ def test_every_region_that_the_script_renews_is_there(state: str, site: Site) ->
     regions = [attributes["data-live"] for _, attributes in page.elements if "data-live" in attributes]
 
     assert regions == ["link", "minutes", "figures", "months", "channels", "friends"]
-    assert len(page.all("div", data_portal="/portal/events", data_version="a version")) == 1
+    assert len(page.all("div", data_portal=None, data_events="/portal/events", data_version="a version")) == 1
 
 
 def test_rule_12_the_three_figures_are_shown_as_the_reader_writes_numbers(site: Site) -> None:

@@ -112,9 +112,9 @@ async function refresh() {
     return true;
   }
   fetching = true;
-  portal.setAttribute("aria-busy", "true");
+  for (const region of regions()) region.setAttribute("aria-busy", "true");
   try {
-    const answer = await fetch(location.pathname + location.search, { cache: "no-store" });
+    const answer = await fetch(portal.dataset.page + location.search, { cache: "no-store" });
     if (answer.status === 401) end();
     else if (!answer.ok) return false;
     else show(new DOMParser().parseFromString(await answer.text(), "text/html"));
@@ -123,7 +123,7 @@ async function refresh() {
     return false;
   } finally {
     fetching = false;
-    portal.removeAttribute("aria-busy");
+    for (const region of regions()) region.removeAttribute("aria-busy");
     if (askedAgain && !ended) {
       askedAgain = false;
       update();
@@ -148,7 +148,6 @@ function show(page) {
 let source;
 let hinting;
 let waiting;
-let missed = false;
 let patience = 1000;
 
 function broken() {
@@ -188,16 +187,12 @@ function retry() {
 
 function listen() {
   if (ended) return;
-  source = new EventSource(`${portal.dataset.portal}?version=${encodeURIComponent(portal.dataset.version)}`);
-  source.addEventListener("open", () => {
-    mended();
-    if (missed) update();
-    missed = false;
-  });
+  source = new EventSource(`${portal.dataset.events}?version=${encodeURIComponent(portal.dataset.version)}`);
+  // What changed since this version is told as soon as the connection stands.
+  source.addEventListener("open", mended);
   source.addEventListener("changed", update);
   source.addEventListener("expired", end);
   source.addEventListener("error", () => {
-    missed = true;
     broken();
     // Refused for good: the page itself tells why.
     if (source.readyState === EventSource.CLOSED) retry();
@@ -210,7 +205,5 @@ addEventListener("pagehide", () => {
   source.close();
 });
 addEventListener("pageshow", (event) => {
-  if (!event.persisted) return;
-  missed = true;
-  listen();
+  if (event.persisted) listen();
 });
