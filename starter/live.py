@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from ledger import portal_sessions
 from ledger.database import Database
@@ -21,10 +20,10 @@ LOOKS_EVERY_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 """What stands between would take a stream for dead that is silent for longer."""
 
-STREAMS_OF_ONE_ACCOUNT = 6
-"""Somebody with more dashboards open than that does not look at all of them."""
+STREAMS_OF_ONE_ACCOUNT = 4
+"""A browser opens six connections to a site at once, where it speaks HTTP/1.1: some stay free for everything else."""
 
-STREAMS = 2000
+STREAMS = 1000
 """How many streams a process serves; the pages of further ones are as they were when they were opened."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -140,8 +139,8 @@ class LiveUpdates:
                 known = await portal_sessions.glances(
                     transaction, sorted({listener.session.secret_hash for listener in listeners})
                 )
-        except (SQLAlchemyError, OSError) as error:
-            # The streams stay open: what changes meanwhile is seen at the first look that succeeds.
+        except Exception as error:
+            # Whatever it is, the streams stay open: what changes meanwhile is seen at the first look that succeeds.
             if not self._away:
                 log.warning("dashboards are not told of news", error=type(error).__name__)
             self._away = True
