@@ -15,7 +15,9 @@ import pytest
 from program.sessions import EXCHANGE_WITHIN, SESSION_LASTS
 from program.terms import TERMS_VERSION
 from tests.http_support import IPHONE, PUBLIC_URL, TERMS, WHATSAPP, Http, Starter, assert_problem, person
+from tests.stripe_events import unique
 from tests.support import Member
+from workflows.jobs import SWEEP, upkeep_queue
 
 COOKIE = "kally_portal"
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin", "Origin": "null"}
@@ -286,6 +288,22 @@ async def test_rule_23_an_address_asked_for_while_the_account_is_erased_opens_no
     assert {answer.status_code for answer in answers[:-1]} <= {201, 410}
     for url in given:
         assert_ended(await browse(starter, url))
+
+
+async def test_what_is_left_of_old_visits_is_thrown_away_by_the_sweep(
+    starter: Starter, owner: psycopg.Connection
+) -> None:
+    rita = await starter.subscriber()
+    await opened(starter, rita)
+    await portal_url(starter, rita)
+    starter.world.clock.advance(EXCHANGE_WITHIN + SESSION_LASTS)
+    still = await opened(starter, rita)
+    async with starter.world.upkeep_worker():
+        await starter.world.environment.client.execute_workflow(
+            SWEEP, id=unique("sweep"), task_queue=upkeep_queue(starter.world.task_queue)
+        )
+    assert owner.execute("SELECT count(*) FROM portal_session").fetchone() == (1,)
+    await shows(starter, still)
 
 
 # What is kept and told
