@@ -97,6 +97,67 @@ def dev(
 
 
 @app.command()
+def demo(
+    members: Annotated[int, typer.Option(min=12, max=5000, help="How many members, friends among them.")] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, max=999_999, help="The same seed gives the same members, and adds them once.")
+    ] = 1,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the development stack; by default .local of the project.", envvar="REFERRALS_DEV_FOLDER"
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Fill a stack that is not the development stack's own: never a real one.")
+    ] = False,
+) -> None:
+    """Fill a running stack with a believable population to look at: half a year of members and their friends.
+
+    The stack is that of `make run`, in another terminal; or, with --yes, the one that the environment names
+    (REFERRALS_DATABASE_URL, REFERRALS_IDENTITY_HASH_KEY, TEMPORAL_ADDRESS …, and REFERRALS_URL and REFERRALS_API_KEY
+    for the dashboards' addresses). Nothing of it can be taken out again. The same again adds nothing.
+    """
+    try:
+        from devstack.demo_command import DemoOptions, run
+    except ModuleNotFoundError as error:
+        raise _fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
+    from devstack.errors import StackError
+
+    try:
+        run(DemoOptions(members, seed, data, yes))
+    except StackError as error:
+        raise _fail(error) from None
+
+
+@app.command()
+def portal(
+    account: Annotated[str, typer.Argument(help="Whose dashboard: the backend's id of the account.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the development stack; by default .local of the project.", envvar="REFERRALS_DEV_FOLDER"
+        ),
+    ] = None,
+) -> None:
+    """Print an address that opens a member's dashboard, once, within minutes.
+
+    The deployment is the one that REFERRALS_URL and REFERRALS_API_KEY name, else the development stack's.
+    """
+    import os
+
+    from devstack.errors import StackError
+    from devstack.portal import deployment, new_session
+    from runtime.settings import PROJECT
+
+    try:
+        session = new_session(deployment(os.environ, data or PROJECT / ".local"), account)
+    except StackError as error:
+        raise _fail(error) from None
+    typer.echo(session.url)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database's schema up to date, as the role that owns it (REFERRALS_MIGRATION_DATABASE_URL)."""
     from sqlalchemy.exc import SQLAlchemyError

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from devstack.configuration import StackConfiguration, names_a_temporal
@@ -54,6 +55,8 @@ def run(options: DevOptions) -> int:
             if options.walk:
                 outcome = _walk(console, stack, options, interruption)
             if not options.once:
+                if outcome is not None and outcome.portal:
+                    _show_portal(console, outcome, options.data)
                 _say(console, f"up; settings for scripts are in {_short(stack.configuration.data / 'dev.env')}")
                 _say(console, "Ctrl-C stops everything")
                 stack.keep_up()
@@ -110,6 +113,16 @@ def _show_parts(console: Console, stack: Stack) -> None:
     for part in stack.parts:
         table.add_row(f"[bold]{part.name}[/]", f"[cyan]{part.address}[/]", f"[dim]{part.remark}[/]")
     console.print(table)
+
+
+def _show_portal(console: Console, outcome: Outcome, data: Path | None) -> None:
+    """The dashboard of the walk's referrer, by an address that nobody has opened yet."""
+    # Printed whole: an address that is broken in two cannot be clicked.
+    console.print(
+        f"Rita's dashboard (opens once, within five minutes): [cyan]{escape(outcome.portal or '')}[/]", soft_wrap=True
+    )
+    where = f" --data {data}" if data else ""
+    _say(console, f"another address of it: .venv/bin/referrals portal {outcome.referrer}{where}")
 
 
 def _say(console: Console, line: str) -> None:

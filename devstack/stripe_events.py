@@ -35,6 +35,11 @@ def event(kind: str, document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def told(document: dict[str, Any], event_id: str, at: int) -> dict[str, Any]:
+    """An event under an id that is given, as Stripe told it at another time, in Unix seconds."""
+    return {**document, "id": event_id, "created": at}
+
+
 def signed(document: dict[str, Any], secret: str) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of the request by which Stripe delivers an event."""
     body = json.dumps(document)
@@ -117,9 +122,15 @@ class Subscription:
             },
         )
 
-    def paid(self, start: int, end: int, paid_at: int, *, renewal: bool) -> dict[str, Any]:
+    def ended(self, start: int, end: int, ended_at: int) -> dict[str, Any]:
+        """`customer.subscription.deleted`, after a last period; the times are Unix seconds."""
+        document = self.created(start, end)["data"]["object"]
+        over = {"status": "canceled", "canceled_at": ended_at, "ended_at": ended_at}
+        return event("customer.subscription.deleted", document | over)
+
+    def paid(self, start: int, end: int, paid_at: int, *, renewal: bool, invoice: str | None = None) -> dict[str, Any]:
         """`invoice.paid` for a period, at the plan's full price; the times are Unix seconds."""
-        invoice, cents = _id("in"), PRICES_IN_CENTS[self.plan]
+        invoice, cents = invoice or _id("in"), PRICES_IN_CENTS[self.plan]
         line = {
             "id": _id("il"),
             "object": "line_item",
@@ -190,5 +201,72 @@ class Subscription:
                 "subtotal": cents,
                 "total": cents,
                 "total_discount_amounts": [],
+            },
+        )
+
+    def paid_by(self, invoice: str, paid_at: int) -> dict[str, Any]:
+        """`invoice_payment.paid`: the payment behind an invoice at the plan's full price; the time is Unix seconds."""
+        cents = PRICES_IN_CENTS[self.plan]
+        return event(
+            "invoice_payment.paid",
+            {
+                "id": f"inpay_{invoice}",
+                "object": "invoice_payment",
+                "amount_paid": cents,
+                "amount_requested": cents,
+                "created": paid_at,
+                "currency": "usd",
+                "invoice": invoice,
+                "is_default": True,
+                "livemode": False,
+                "payment": {"type": "payment_intent", "payment_intent": f"pi_{invoice}"},
+                "status": "paid",
+                "status_transitions": {"canceled_at": None, "paid_at": paid_at},
+            },
+        )
+
+    def refunded(self, invoice: str, cents: int, at: int) -> dict[str, Any]:
+        """`charge.refunded`: so many cents of what paid an invoice were given back by then, in Unix seconds."""
+        amount = PRICES_IN_CENTS[self.plan]
+        return event(
+            "charge.refunded",
+            {
+                "id": f"ch_{invoice}",
+                "object": "charge",
+                "amount": amount,
+                "amount_captured": amount,
+                "amount_refunded": cents,
+                "created": at,
+                "currency": "usd",
+                "customer": self.customer,
+                "disputed": False,
+                "livemode": False,
+                "metadata": {},
+                "paid": True,
+                "payment_intent": f"pi_{invoice}",
+                "refunded": cents >= amount,
+                "status": "succeeded",
+            },
+        )
+
+    def disputed(self, invoice: str, at: int) -> dict[str, Any]:
+        """`charge.dispute.created`: the payer disputes what paid an invoice; the time is Unix seconds."""
+        return event(
+            "charge.dispute.created",
+            {
+                "id": f"du_{invoice}",
+                "object": "dispute",
+                "amount": PRICES_IN_CENTS[self.plan],
+                "balance_transactions": [],
+                "charge": f"ch_{invoice}",
+                "created": at,
+                "currency": "usd",
+                "evidence_details": {"due_by": None, "has_evidence": False, "past_due": False, "submission_count": 0},
+                "is_charge_refundable": False,
+                "livemode": False,
+                "metadata": {},
+                "payment_intent": f"pi_{invoice}",
+                "reason": "fraudulent",
+                "status": "needs_response",
             },
         )

@@ -71,6 +71,8 @@ class Outcome:
     credited: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     expired: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     problem: str | None = None
+    referrer: str | None = None
+    portal: str | None = None
 
     @property
     def as_it_should_be(self) -> bool:
@@ -126,6 +128,9 @@ class Display(Protocol):
 
     def run(self, url: str) -> None:
         """Where the referral's run can be watched."""
+
+    def portal(self, whose: str, url: str) -> None:
+        """The address that opens somebody's dashboard, once."""
 
 
 class Backend:
@@ -227,6 +232,7 @@ class _Walk:
             "referee", f"acct-fred-{run}", f"fred.{run}@example.com", "Fred", Subscription(f"cus_fred{run}", plan)
         )
         self._sides = [self._referrer, self._referee]
+        self.outcome.referrer = self._referrer.account
 
     def go(self, cycle_seconds: float) -> None:
         began = time.monotonic()
@@ -236,7 +242,11 @@ class _Walk:
         pace = time.monotonic() - began
         ends = self._both_pay(max(cycle_seconds, _PACES * pace))
         self._both_are_credited()
+        # Now there is something to see on it, and something to come: it moves by itself when the cycle ends.
+        self._display.portal(self._referrer.first_name, self._new_portal())
         self._both_expire(max(ends))
+        # An address opens once, and for minutes only: whoever reads on after the walk gets a fresh one.
+        self.outcome.portal = self._new_portal()
 
     def _referrer_takes_a_link(self) -> str:
         rita, now = self._referrer, _now()
@@ -341,6 +351,12 @@ class _Walk:
             if grant["state"] != "expired" or grant["remaining"] != 0 or grant["expired"] != grant["minutes"]:
                 raise WalkError(f"the {side.role}'s minutes did not all expire: {grant}")
         self._display.happened("settled", "the referral is over: credited once, expired on both sides")
+
+    def _new_portal(self) -> str:
+        session = self._backend.api("POST", f"/v1/accounts/{self._referrer.account}/portal-sessions")
+        if _time(session["expires_at"]) <= _now():
+            raise WalkError(f"the portal session is over before it begins: {session['expires_at']}")
+        return str(session["url"])
 
     # Looking
 
@@ -459,6 +475,10 @@ class PlainDisplay:
         """Write it down."""
         self._line(f"{'':<10} watch it at {url}")
 
+    def portal(self, whose: str, url: str) -> None:
+        """Write it down."""
+        self._line(f"{'':<10} {whose}'s dashboard opens once at {url}")
+
     def _line(self, text: str) -> None:
         self._file.write(f"{text.rstrip()}\n")
         self._file.flush()
@@ -474,6 +494,7 @@ class LiveDisplay:
         self._sides: list[Side] = []
         self._waiting = ""
         self._run = ""
+        self._portal = ("", "")
         self._spinner = Spinner("dots")
         self.live = Live(console=console, refresh_per_second=8, get_renderable=self._show)
 
@@ -493,6 +514,10 @@ class LiveDisplay:
         """Show the link."""
         self._run = url
 
+    def portal(self, whose: str, url: str) -> None:
+        """Show the link; a newer one takes its place."""
+        self._portal = (f"[bold]{whose}'s dashboard[/], once", url)
+
     def _show(self) -> RenderableType:
         story = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         story.add_column(style="dim", no_wrap=True)
@@ -506,8 +531,14 @@ class LiveDisplay:
             for side in self._sides:
                 minutes.add_row(f"[bold]{side.first_name}[/]", side.role, f"[magenta]{side.minutes}[/]")
             parts += ["", minutes]
-        if self._run:
-            parts += ["", f"[link={self._run}][cyan]{self._run}[/][/link]"]
+        links = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        links.add_column(no_wrap=True)
+        links.add_column(overflow="fold")
+        for name, url in (("[bold]this workflow[/]", self._run), self._portal):
+            if url:
+                links.add_row(name, f"[link={url}][cyan]{url}[/][/link]")
+        if links.row_count:
+            parts += ["", links]
         if self._waiting:
             self._spinner.update(text=f"waiting {self._waiting}")
             parts += ["", self._spinner]
@@ -524,3 +555,4 @@ def referral_display(console: Console) -> Iterator[Display]:
     with display.live:
         yield display
         display.waiting("")
+        display.portal("", "")

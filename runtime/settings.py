@@ -262,6 +262,12 @@ class ImportSettings(_Settings):
     stripe_api_base: BaseUrl = "https://api.stripe.com"
 
 
+class DemoSettings(LedgerSettings):
+    """What ``referrals demo`` needs: the ledger, and the key by which the starter knows people again."""
+
+    identity_hash_key: OwnSecret
+
+
 class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
     """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE).
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import NoReturn, TypedDict
 
@@ -34,12 +35,15 @@ class _Options(TypedDict, total=False):
     runtime: Runtime
 
 
-async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Client:
+async def connect(
+    *, lazy: bool = False, runtime: Runtime | None = None, environment: Mapping[str, str] | None = None
+) -> Client:
     """Connect to the Temporal that the environment names.
 
     Args:
         lazy: connect on first use instead, so that a program starts while Temporal is away.
         runtime: the SDK's runtime, where its metrics are wanted.
+        environment: another environment than the process's.
 
     Raises:
         RuntimeError: Temporal cannot be reached.
@@ -47,7 +51,9 @@ async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Clie
     options: _Options = {"lazy": lazy}
     if runtime is not None:
         options["runtime"] = runtime
-    config = ClientConfig.load_client_connect_config()
+    # The SDK takes no other mapping.
+    surrounding = None if environment is None else dict(environment)
+    config = ClientConfig.load_client_connect_config(override_env_vars=surrounding)
     config.setdefault("target_host", "localhost:7233")
     return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
 

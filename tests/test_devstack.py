@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ from devstack.postgres import APP, OWNER, EmbeddedPostgres, wheel_binaries
 from devstack.processes import find, forget, remember, stop
 from devstack.supervision import NAME as SUPERVISOR
 from devstack.temporal import dev_server_command, find_binary
+from devstack.walk import BROWSER
 from runtime.settings import PROJECT
 from workflows.messages import SEARCH_ATTRIBUTES
 
@@ -596,6 +598,34 @@ def test_scripts_find_what_they_need(stack: Run) -> None:
     url = f"{environment['REFERRALS_URL']}/v1/referrals/unknown"
     assert httpx.get(url, headers=headers, trust_env=False).status_code == 404
     assert httpx.get(url, trust_env=False).status_code == 401
+
+
+def test_it_can_be_filled_with_members_whose_dashboards_open(stack: Run) -> None:
+    def referrals(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "cli.main", *arguments, "--data", str(stack.data)],
+            cwd=PROJECT,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("REFERRALS_", "TEMPORAL_"))},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    filled = referrals("demo", "--members", "12")
+    addresses = re.findall(r"http://127\.0\.0\.1:\d+/portal\?session=\S+", filled)
+    assert len(addresses) == 3
+    addresses.append(referrals("portal", "demo1-0001").strip())
+    assert len(set(addresses)) == 4
+    for address in addresses:
+        with httpx.Client(headers={"User-Agent": BROWSER}, trust_env=False, follow_redirects=True) as browser:
+            assert browser.get(address).status_code == 200
+        with httpx.Client(headers={"User-Agent": BROWSER}, trust_env=False, follow_redirects=True) as another:
+            # An address opens once.
+            assert another.get(address).status_code != 200
 
 
 def test_each_pid_file_names_its_program_and_each_program_has_only_its_own_secrets(stack: Run) -> None:

@@ -60,6 +60,7 @@ def test_one_referral_lives_from_click_to_expiry_and_a_second_start_finds_its_da
         for stage in ("clicked", "signed_up", "credited", "settled"):
             assert re.search(rf"^{stage} ", done.stdout, re.MULTILINE), done.stdout
         assert re.search(r"http://127\.0\.0\.1:\d+/namespaces/default/workflows/referral-\S+", done.stdout)
+        assert re.search(r"Rita's dashboard opens once at http://127\.0\.0\.1:\d+/portal\?session=\S+", done.stdout)
         assert not list(data.glob("*.pid"))
         assert not _still_running(data)
     assert len(seen) == 2
@@ -115,7 +116,7 @@ class Deployment:
         self.changes = changes
         self.looks = 0
         self.payments = 0
-        self.fred = ""
+        self.sessions = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
@@ -132,6 +133,14 @@ class Deployment:
         if path == "/v1/signups":
             assert json.loads(request.content)["referral_token"] == "token"
             return httpx.Response(202, json={"referral_id": "r1"})
+        if path.endswith("/portal-sessions"):
+            assert request.method == "POST"
+            assert "rita" in path
+            self.sessions += 1
+            ends = self.changes.get("session_ends", "2999-01-01T00:00:00Z")
+            return httpx.Response(
+                201, json={"url": f"https://public.example/portal?session=s{self.sessions}", "expires_at": ends}
+            )
         if path.endswith("/bonus-minutes"):
             return httpx.Response(200, json={"grants": self._grants("rita" in path)})
         return httpx.Response(200, json=self._referral())
@@ -175,6 +184,18 @@ def test_a_referral_that_goes_as_it_should_is_told_in_plain_lines() -> None:
     assert "90 of 90 minutes" in told
 
 
+def test_the_dashboard_can_be_opened_while_minutes_are_there_and_again_after_the_walk() -> None:
+    outcome, told = _walk(Deployment())
+    credited, opens, expired = (
+        told.index(words) for words in ("both get 90", "https://public.example/portal?session=s1", "cycle is over")
+    )
+    assert credited < opens < expired
+    # The first address may have been opened by then, and an address opens once.
+    assert outcome.portal == "https://public.example/portal?session=s2"
+    assert outcome.referrer is not None
+    assert outcome.referrer.startswith("acct-rita-")
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -189,6 +210,7 @@ def test_a_referral_that_goes_as_it_should_is_told_in_plain_lines() -> None:
         ({"bonus_minutes": 300}, "300"),
         ({"stage": "refused", "reason": "a self-referral"}, "a self-referral"),
         ({"needs_attention": True}, "needs attention"),
+        ({"session_ends": "2026-01-01T00:00:00Z"}, "the portal session is over"),
     ],
 )
 def test_a_referral_that_goes_otherwise_is_a_failure(changes: dict[str, object], complaint: str) -> None:
