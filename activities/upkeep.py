@@ -6,7 +6,7 @@ from time import monotonic
 import structlog
 from temporalio import activity
 
-from ledger import database, outbox, upkeep
+from ledger import database, outbox, portal_sessions, upkeep
 from ledger.database import Database
 from ledger.outbox import Lot
 from workflows.activities import UpkeepActivities
@@ -89,14 +89,15 @@ class LedgerUpkeep(UpkeepActivities):
 
     @activity.defn
     async def tidy_outbox(self) -> None:
-        """Throw away old messages, and set the gauges of what waits."""
+        """Throw away old messages and sessions, and set the gauges of what waits."""
         until = monotonic() + SWEEPS_FOR.total_seconds()
-        while monotonic() < until:
-            async with self._database.discreet_transaction() as transaction:
-                tidied = await outbox.tidy(transaction, PAGE)
-            activity.heartbeat()
-            if tidied < PAGE:
-                break
+        for tidy in (outbox.tidy, portal_sessions.tidy):
+            while monotonic() < until:
+                async with self._database.discreet_transaction() as transaction:
+                    tidied = await tidy(transaction, PAGE)
+                activity.heartbeat()
+                if tidied < PAGE:
+                    break
         async with self._database.discreet_transaction() as transaction:
             messages, reviews = await outbox.waiting(transaction), await upkeep.queue_of_reviews(transaction)
         meter = activity.metric_meter()

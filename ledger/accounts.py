@@ -278,10 +278,11 @@ async def standing(transaction: Transaction, account_id: str, plans: Plans) -> S
     """
     if (await lock(transaction, [account_id])).get(account_id, True):
         raise UnknownAccountError(account_id)
-    return await _standing(transaction, account_id, plans)
+    return await standing_seen(transaction, account_id, plans)
 
 
-async def _standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
+async def standing_seen(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
+    """The same of an account that exists, for showing: it is not locked, and may stand otherwise a moment later."""
     known = await periods.of_account(transaction, account_id, plans)
     moment = await database.now(transaction)
     cycle = cycle_at(moment, known.periods)
@@ -298,9 +299,9 @@ async def give_link(transaction: Transaction, account_id: str, terms_version: st
     """
     if (await lock(transaction, [account_id])).get(account_id, True):
         raise UnknownAccountError(account_id)
-    link = await _link(transaction, referral_link.c.account_id == account_id)
+    link = await link_of(transaction, account_id)
     if link is None:
-        if not (await _standing(transaction, account_id, plans)).paid:
+        if not (await standing_seen(transaction, account_id, plans)).paid:
             raise NotAPaidSubscriberError(account_id)
         link = await _make_link(transaction, account_id)
     await transaction.execute(
@@ -322,6 +323,11 @@ async def _make_link(transaction: Transaction, account_id: str) -> Link:
         )
         if made.first() is not None:
             return Link(code, account_id)
+
+
+async def link_of(transaction: Transaction, account_id: str) -> Link | None:
+    """The link of an account; none if it has not taken one."""
+    return await _link(transaction, referral_link.c.account_id == account_id)
 
 
 async def link_with_code(transaction: Transaction, code: str) -> Link | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
-from ledger import accounts, database, grants, queries, referrals, signals
+from ledger import accounts, database, grants, portal_sessions, queries, referrals, signals
 from ledger.accounts import UnknownAccountError
 from ledger.database import Transaction
 from ledger.tables import grant, referral
@@ -46,6 +46,7 @@ async def erase(transaction: Transaction, account_id: str, hashes: IdentityHash)
         await _refuse_open(transaction, account_id)
         await _void_open(transaction, account_id)
         await signals.forget(transaction, account_id)
+        await portal_sessions.revoke(transaction, account_id)
         await accounts.hide_customers(transaction, account_id, hashes)
         await accounts.forget(transaction, account_id)
     return await _concerned_runs(transaction, account_id)

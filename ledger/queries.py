@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ledger import database
 from ledger.accounts import UnknownAccountError
 from ledger.database import Transaction
-from ledger.tables import account, click_count, entry, grant, referral, referral_event, referral_link
+from ledger.tables import account, channel_total, click_count, entry, grant, referral, referral_event
 from program.cycles import expired
 from program.referral import Role, Stage
 
@@ -176,9 +176,7 @@ async def summary(transaction: Transaction, account_id: str) -> Summary:
     """
     member = await _must_exist(transaction, account_id)
     clicks = await transaction.execute(
-        select(func.coalesce(func.sum(click_count.c.clicks), 0))
-        .join(referral_link, referral_link.c.code == click_count.c.code)
-        .where(referral_link.c.account_id == account_id)
+        select(func.coalesce(func.sum(channel_total.c.clicks), 0)).where(channel_total.c.account_id == account_id)
     )
     moment = await database.now(transaction)
     now_usable = await usable(transaction, account_id, moment)

@@ -323,5 +323,45 @@ operation = Table(
 )
 """A use of minutes, by the backend's id of it: what was asked, and what was answered (rule 21)."""
 
+channel_total = Table(
+    "channel_total",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("clicks", BigInteger),
+    Column("signups", Integer),
+)
+"""What each way of sharing a link brought; kept by triggers."""
+
+month_total = Table(
+    "month_total",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("month", Date, primary_key=True),
+    Column("invited", Integer),
+    Column("subscribed", Integer),
+    Column("minutes", BigInteger),
+)
+"""What each month, by its first day (UTC), brought an account (rule 12); kept by triggers."""
+
+dashboard_version = Table(
+    "dashboard_version",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("version", BigInteger),
+)
+"""Grows with what the dashboard of an account shows; kept by triggers."""
+
+portal_session = Table(
+    "portal_session",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),
+    Column("account_id", Text),
+    Column("exchange_until", _TIME),
+    Column("secret_hash", LargeBinary),
+    Column("expires_at", _TIME),
+)
+"""Who may look at a dashboard: hashes of a one-time token, and of the cookie that it was exchanged for."""
+
 ledger_now = func.ledger_now
 """The ledger's clock, UTC. Read it after the account rows are locked."""

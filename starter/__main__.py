@@ -11,8 +11,7 @@ from runtime.logs import configure_logs
 from runtime.settings import SettingsError, StarterSettings
 from runtime.temporal import connect
 from starter.app import create_app
-
-GRACEFUL_SHUTDOWN_SECONDS = 10
+from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -27,16 +26,18 @@ async def main() -> None:
     settings = StarterSettings.load()
     # Temporal may be away when the program starts: /readyz says so, and clicks are made up for at signup.
     client = await connect(lazy=True)
-    server = uvicorn.Server(
+    app = create_app(settings, client)
+    server = Server(
         uvicorn.Config(
-            create_app(settings, client),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-        )
+        ),
+        app.state.services.live,
     )
     await server.serve()
     if not server.started:

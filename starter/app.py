@@ -11,9 +11,21 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import load_plans
 from runtime.settings import StarterSettings
-from starter import accounts, clicks, health, public_pages, referrals, signups, stripe_webhooks, usage
+from starter import (
+    accounts,
+    clicks,
+    health,
+    portal,
+    portal_sessions,
+    public_pages,
+    referrals,
+    signups,
+    stripe_webhooks,
+    usage,
+)
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
+from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
 from starter.services import Services
@@ -47,12 +59,14 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         tokens=Tokens([secret.get_secret_value() for secret in settings.token_secrets], settings.attribution_window),
         metrics=metrics,
         site=Site(settings, plans),
+        live=LiveUpdates(database),
         stripe=_stripe(settings),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await services.live.close()
         await database.close()
         if services.stripe:
             await services.stripe.close()
@@ -70,7 +84,18 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(AccessLog, metrics=metrics)
     handle_problems(app)
-    for module in (public_pages, clicks, accounts, signups, referrals, usage, stripe_webhooks, health):
+    for module in (
+        public_pages,
+        portal,
+        clicks,
+        accounts,
+        portal_sessions,
+        signups,
+        referrals,
+        usage,
+        stripe_webhooks,
+        health,
+    ):
         app.include_router(module.router)
     _name_problems(app)
     return app

@@ -1,4 +1,4 @@
-"""No request of the API is long, so a body without end is not read to its end, with or without an API key."""
+"""No request of the API is long, nor a page's form: a body without end is not read to its end, whoever sends it."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -7,6 +7,8 @@ from fastapi import HTTPException
 
 LARGEST_BODY = 65_536
 """In bytes; the longest request that is as it should be has some thousand."""
+
+_LIMITED = ("/v1/", "/portal")
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -24,7 +26,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; one that is too long is answered 413 as soon as that is known."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not scope["path"].startswith(_LIMITED):
             await self._app(scope, receive, send)
             return
         read = 0

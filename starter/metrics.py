@@ -1,6 +1,6 @@
 """What Prometheus is told."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
 class Metrics:
@@ -41,6 +41,11 @@ class Metrics:
             "referrals_minutes_used_total",
             "Minutes that were used, by where they came from: bonus, plan. A call told twice counts twice.",
             ["source"],
+            registry=self._registry,
+        )
+        self.portal_streams = Gauge(
+            "referrals_portal_streams",
+            "Dashboards that are open and told of news.",
             registry=self._registry,
         )
         self.requests = Histogram(

@@ -104,6 +104,13 @@ class LinkRequest(SeenWith):
     terms_version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
 
 
+class PortalSession(BaseModel):
+    """Where a member finds the dashboard: to be opened once, until `expires_at`."""
+
+    url: str
+    expires_at: datetime
+
+
 class Link(BaseModel):
     """A member's own link, always the same (rule 1)."""
 

@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -101,6 +101,13 @@ def unexpected(error: Exception) -> Response:
     return problem(500, "internal-error", "Something is wrong here; it has been logged.")
 
 
+def database_is_away(error: Exception) -> bool:
+    """Whether an error says that the database cannot be reached, or has no connection left."""
+    return isinstance(error, PoolTimeoutError | OperationalError | InterfaceError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+
+
 def handle_problems(app: FastAPI) -> None:
     """Answer every error of an app with a problem document."""
 
@@ -151,12 +158,6 @@ def handle_problems(app: FastAPI) -> None:
         log.error("no key for Stripe's API", error=str(error))
         return problem(503, "stripe-api-key-missing", f"Not set up for this event: {error}.")
 
-    @app.exception_handler(PoolTimeoutError)
-    async def _(_: Request, error: PoolTimeoutError) -> Response:
-        return _unavailable("The database", error)
-
-    @app.exception_handler(DBAPIError)
-    async def _(_: Request, error: DBAPIError) -> Response:
-        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-            return _unavailable("The database", error)
-        return unexpected(error)
+    @app.exception_handler(SQLAlchemyError)
+    async def _(_: Request, error: SQLAlchemyError) -> Response:
+        return _unavailable("The database", error) if database_is_away(error) else unexpected(error)

@@ -1,14 +1,13 @@
 """What the backend reads: referrals, summaries, bonus minutes."""
 
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from itsdangerous import BadData, URLSafeSerializer
 
 from ledger import queries
 from program.referral import Role
+from starter import cursors
 from starter.models import (
     AccountId,
     BonusMinutes,
@@ -22,7 +21,7 @@ from starter.models import (
     Summary,
 )
 from starter.problems import ProblemError, documented
-from starter.services import Services, Serving, require_api_key
+from starter.services import Serving, require_api_key
 
 router = APIRouter(
     prefix="/v1",
@@ -53,28 +52,6 @@ def _shown(referral: queries.Referral) -> ReferralShown:
     )
 
 
-def _cursors(services: Services, what: str) -> URLSafeSerializer:
-    # Oldest first: the last signs, all verify, as with the tokens.
-    secrets = [secret.get_secret_value() for secret in reversed(services.settings.token_secrets)]
-    return URLSafeSerializer(secrets, salt=f"cursor-{what}")
-
-
-def _cursor(services: Services, what: str, place: tuple[datetime, str] | None) -> str | None:
-    if place is None:
-        return None
-    return str(_cursors(services, what).dumps([place[0].isoformat(), place[1]]))
-
-
-def _place(services: Services, what: str, cursor: str | None) -> tuple[datetime, str] | None:
-    if cursor is None:
-        return None
-    try:
-        at, last_id = _cursors(services, what).loads(cursor)
-        return datetime.fromisoformat(at), str(last_id)
-    except (BadData, ValueError, TypeError):
-        raise ProblemError(422, "invalid-cursor", "Give next_cursor of the page before, unchanged.") from None
-
-
 @router.get("/referrals/{referral_id}")
 async def get_referral(referral_id: ReferralId, services: Serving) -> ReferralShown:
     """One referral; of a mere click what Temporal holds of it, for as long as it does."""
@@ -99,11 +76,12 @@ async def list_referrals(
     account_id: AccountId, services: Serving, limit: PageLimit = 50, cursor: Cursor = None
 ) -> ReferralPage:
     """The signups that an account's link brought, the newest first."""
-    what = f"referrals {account_id}"
+    what = cursors.of_referrals(account_id)
     async with services.database.snapshot() as transaction:
-        page = await queries.referrals_of(transaction, account_id, limit, _place(services, what, cursor))
+        page = await queries.referrals_of(transaction, account_id, limit, cursors.place(services, what, cursor))
     return ReferralPage(
-        referrals=[_shown(referral) for referral in page.referrals], next_cursor=_cursor(services, what, page.next)
+        referrals=[_shown(referral) for referral in page.referrals],
+        next_cursor=cursors.cursor(services, what, page.next),
     )
 
 
@@ -123,10 +101,10 @@ async def get_bonus_minutes(
     """What an account can use now, and its grants, the newest first."""
     what = f"grants {account_id}"
     async with services.database.snapshot() as transaction:
-        page = await queries.lots(transaction, account_id, limit, _place(services, what, cursor))
+        page = await queries.lots(transaction, account_id, limit, cursors.place(services, what, cursor))
         summary = await queries.summary(transaction, account_id)
     return BonusMinutes(
         available=summary.bonus_minutes_available,
         grants=[Grant(**asdict(lot)) for lot in page.lots],
-        next_cursor=_cursor(services, what, page.next),
+        next_cursor=cursors.cursor(services, what, page.next),
     )

@@ -16,6 +16,7 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import Plans
 from runtime.settings import StarterSettings
+from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import ProblemError
 from starter.site import Site
@@ -41,6 +42,7 @@ class Services:
     tokens: Tokens
     metrics: Metrics
     site: Site
+    live: LiveUpdates
     stripe: StripeApi | None = None
     now: Callable[[], datetime] = utc_now
 

@@ -19,6 +19,7 @@ from ledger.referrals import ClickedLink
 from program.referral import AttributionWindow
 from runtime.settings import PROJECT, StarterSettings
 from starter.app import create_app
+from starter.live import LiveUpdates
 from starter.tokens import Tokens
 from tests.stripe_events import Event, invoice_paid, signed, subscription, unique
 from tests.support import MONTH, DatabaseUrls, Member, World, until
@@ -263,7 +264,12 @@ async def serve(
     app = create_app(settings, temporal or world.environment.client)
     services = app.state.services
     database = Database(settings.database_url.get_secret_value(), offset=world.clock.offset)
-    app.state.services = replace(services, database=database, now=lambda: datetime.now(UTC) + world.clock.offset())
+    app.state.services = replace(
+        services,
+        database=database,
+        live=LiveUpdates(database),
+        now=lambda: datetime.now(UTC) + world.clock.offset(),
+    )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -272,6 +278,7 @@ async def serve(
         try:
             yield Starter(client, app, world, urls)
         finally:
+            await app.state.services.live.close()
             await database.close()
 
 

@@ -283,6 +283,18 @@ class Life:
             referees[referee] += role == "referee"
         assert all(set(both) == {"referrer", "referee"} and len(set(both.values())) == 1 for both in sides.values())
         assert set(referees.values()) <= {1}, "somebody was bonus-worthy twice"
+        # Rule 12: what is kept by month and by channel adds up.
+        adrift = await self.books.rows(
+            "SELECT a.account_id, m.*, c.* FROM account a, "
+            "LATERAL (SELECT coalesce(sum(invited), 0), coalesce(sum(subscribed), 0), coalesce(sum(minutes), 0) "
+            " FROM month_total t WHERE t.account_id = a.account_id) m (invited, subscribed, minutes), "
+            "LATERAL (SELECT coalesce(sum(signups), 0) FROM channel_total t WHERE t.account_id = a.account_id) "
+            " c (signups) "
+            "WHERE account_id LIKE :mine AND (a.invited, a.subscribed, a.minutes_earned, a.invited) "
+            "<> (m.invited, m.subscribed, m.minutes, c.signups)",
+            **mine,
+        )
+        assert adrift == []
 
     async def facts(self, without: frozenset[str] = frozenset()) -> dict[str, list[str]]:
         """What is known of Stripe's facts, but for the customers `without` which."""
