@@ -1,6 +1,6 @@
 """Pictures of what members and their friends see, for the documents: `make screenshots`, on the real program.
 
-All of it happens on one day, so that pictures change only when pages do.
+All of it happens on one day, so that pictures change with the pages and hardly otherwise.
 """
 
 import argparse
