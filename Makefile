@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format requirements clean
+.PHONY: help setup run test lint format screenshots requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ TESTS_AT_ONCE ?= 3
 
 test: lint ## every check and every test
 	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
+
+screenshots: setup ## the pictures of the pages in docs/images, made anew
+	$(BIN)/python -m tests.screenshots $(ARGS)
 
 format: setup ## put the code into its one format
 	$(BIN)/ruff format .

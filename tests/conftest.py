@@ -7,11 +7,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
 from psycopg import sql
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -23,6 +26,8 @@ from ledger.database import Database
 from ledger.migrate import migrate
 from program.plans import Plans, load_plans
 from runtime.settings import PROJECT
+from tests.browser import NoBrowserError, find_or_get
+from tests.browser_support import Site, browser_at, site_on
 from tests.http_support import Starter, serve
 from tests.rule_table import pytest_terminal_summary as pytest_terminal_summary
 from tests.stripe_events import unique
@@ -83,6 +88,12 @@ def _url(postgres: EmbeddedPostgres, role: str, name: str) -> str:
 @pytest.fixture
 def database_urls(postgres: EmbeddedPostgres, template: str) -> Iterator[DatabaseUrls]:
     """A database of the test's own, migrated, with nothing in it."""
+    with _new_database(postgres, template) as urls:
+        yield urls
+
+
+@contextmanager
+def _new_database(postgres: EmbeddedPostgres, template: str) -> Iterator[DatabaseUrls]:
     name = f"test_{next(_databases)}"
     yield copied_database(postgres, template, name)
     with psycopg.connect(postgres.superuser_url(), autocommit=True) as connection:
@@ -211,3 +222,41 @@ async def whole_program(starter: Starter) -> AsyncIterator[Starter]:
     """The starter's app on the real servers, with a worker running."""
     async with starter.world.worker():
         yield starter
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> Path:
+    """A browser, which is got where there is none."""
+    try:
+        return find_or_get()
+    except NoBrowserError as error:
+        why = str(error)
+    pytest.fail(why, pytrace=False)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(browser_path: Path) -> AsyncIterator[Browser]:
+    """A real browser that runs, one for the tests of a module: they run in one loop, marked so."""
+    async with browser_at(browser_path) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def module_urls(postgres: EmbeddedPostgres, template: str) -> Iterator[DatabaseUrls]:
+    """A database for all tests of a module."""
+    with _new_database(postgres, template) as urls:
+        yield urls
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(browser: Browser, module_urls: DatabaseUrls, plans: Plans, dev_server: str) -> AsyncIterator[Site]:
+    """The whole program on the real servers, on an address of its own, for all tests of a module."""
+    clock = Clock()
+    database = Database(module_urls.app, offset=clock.offset)
+    client = await Client.connect(dev_server, data_converter=pydantic_data_converter)
+    world = World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
+    try:
+        async with world.worker(), site_on(browser, world, module_urls) as site:
+            yield site
+    finally:
+        await database.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from program.doubts import Action
 from program.months import MONTHS_SHOWN, last_months
 from program.plans import Plans
 from program.referral import Role, Stage
+from tests.stripe_events import invoice_paid, subscription
 from tests.support import MONTH, Books, Clock, DatabaseUrls, Member, copied_database
 from tests.test_migrations import plain
 from tests.test_reads import give_history, pages_touched
@@ -199,6 +201,22 @@ async def test_whatever_is_shown_changes_the_version_and_nothing_else_does(books
     books.clock.advance(timedelta(days=28))
     await after(books.pay(friend, start=await books.clock.now(), length=MONTH), 1)
     await after(books.decide(reservation.referral_id, Action.VOID), 0, 1)
+
+
+async def test_rule_1_each_fact_that_a_standing_follows_from_changes_the_version(books: Books) -> None:
+    member = await books.someone()
+    await books.put(member, linked=True)
+    now = await books.clock.now()
+    seen_until = partial(subscription, member.customer_id, member.subscription_id, now)
+    known = await versions(books, member)
+    for told in (
+        invoice_paid(member.customer_id, member.subscription_id, now, now + MONTH),
+        seen_until(now + MONTH),
+        seen_until(now + 2 * MONTH),
+        seen_until(now + 2 * MONTH, status="canceled", ended_at=now, type_="customer.subscription.deleted"),
+    ):
+        await books.report(told)
+        assert known != (known := await versions(books, member)), told["type"]
 
 
 async def test_a_bonus_that_ends_changes_the_version_with_and_without_its_sweep(books: Books) -> None:
