@@ -23,8 +23,8 @@ from program.plans import NotPlans, Plans
 from program.referral import Stage
 from runtime.temporal import set_up_namespace
 from tests.stripe_events import Event, as_before_basil, invoice_paid, invoice_payment_paid, price, subscription, unique
-from tests.stripe_server import API_KEY, StripeServer, stripe_server
-from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, until
+from tests.stripe_server import API_KEY, Asked, StripeServer, stripe_server
+from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, refunded, until
 from workflows.jobs import upkeep_queue
 from workflows.reconciliation_messages import RECONCILIATION, PageRead, Progress, Reconciled, ReconciliationStart, Span
 
@@ -253,6 +253,65 @@ async def test_those_who_wait_have_their_turn_one_after_the_other(
         (AT_ONCE, 0, False),
     ]
     assert server.reads("/v1/invoices") == 2 * AT_ONCE + 1
+
+
+async def waiting_with_invoice(reconciling: Reconciling, server: StripeServer) -> tuple[str, list[Event]]:
+    """A referral whose friend has paid by an invoice that no event told of; Stripe knows its objects, no events."""
+    books = reconciling.books
+    friend = await books.someone()
+    referral_id = await books.sign_up(await books.subscriber(), friend)
+    await books.put(friend, linked=True)
+    events = bought(friend, whole_seconds(await books.clock.now()))
+    server.add(*(event["data"]["object"] for event in events[1:]))
+    return referral_id, events
+
+
+async def test_a_customer_that_stripe_has_not_and_an_invoice_that_cannot_be_read_hold_nobody_up(
+    reconciling: Reconciling, server: StripeServer
+) -> None:
+    books = reconciling.books
+    stranger = await books.someone()
+    unheard = await books.sign_up(await books.subscriber(), stranger)
+    await books.put(stranger, linked=True)
+    _, broken = await waiting_with_invoice(reconciling, server)
+    invoice = {**broken[1]["data"]["object"]}
+    del invoice["amount_paid"]
+    server.add(invoice)
+    paid, _ = await waiting_with_invoice(reconciling, server)
+
+    with capture_logs() as lines:
+        compared = await reconciling.step(reconciling.steps.compare_invoices)
+
+    assert (compared.referrals, compared.invoices, compared.unreadable, compared.round_over) == (3, 1, 1, True)
+    assert (await books.credit(paid)).stage is Stage.CREDITED
+    said = {line["log_level"]: line for line in lines if line["log_level"] != "info"}
+    assert said["warning"]["referral_id"] == unheard
+    assert said["error"]["invoice_id"] == invoice["id"]
+    assert stranger.customer_id not in repr(lines)
+
+
+async def test_rule_14_a_refund_known_before_is_seen_although_the_invoice_is_found_and_the_step_dies(
+    reconciling: Reconciling, server: StripeServer
+) -> None:
+    books = reconciling.books
+    referral_id, events = await waiting_with_invoice(reconciling, server)
+    paid_by, refund = refunded(events, 100, await books.clock.now())
+    server.forget("invoice_payment", events[2]["data"]["object"]["id"])
+    server.add(paid_by["data"]["object"])
+    await books.report(refund)
+
+    async def be_away(asked: Asked) -> None:
+        if asked.path == "/v1/invoice_payments":
+            server.failures.append(500)
+
+    server.before = be_away
+    with pytest.raises(StripeUnreachableError):
+        await reconciling.step(reconciling.steps.compare_invoices)
+    assert (await books.credit(referral_id)).stage is Stage.SIGNED_UP
+    server.before = None
+    await reconciling.step(reconciling.steps.compare_invoices)
+
+    assert (await books.credit(referral_id)).stage is Stage.IN_REVIEW
 
 
 async def test_whoever_was_never_told_of_an_applied_event_is_told(

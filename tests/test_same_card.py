@@ -159,6 +159,15 @@ async def test_rule_19_an_erased_referrer_has_no_cards_to_compare_and_both_are_c
     assert server.reads(f"/v1/customers/{referrer.customer_id}") == 0
 
 
+async def test_rule_19_a_customer_that_stripe_has_not_has_no_card_and_keeps_nobody_waiting(
+    server: StripeServer, api: StripeApi
+) -> None:
+    charged(server, "in_1", "cus_friend", "fp_shared")
+    assert not await Cards(api).same_card("in_1", ["cus_nobody"])
+    saved(server, "cus_referrer", "fp_shared")
+    assert await Cards(api).same_card("in_1", ["cus_nobody", "cus_referrer"])
+
+
 async def test_rule_19_a_key_that_may_not_look_is_no_answer(server: StripeServer) -> None:
     api = StripeApi("sk_test_of_somebody_else", server.base, requests_a_second=1000.0, retries=0)
     with pytest.raises(StripeRefusedError):
