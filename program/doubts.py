@@ -1,8 +1,10 @@
 """Doubts: why an operator has to look at a referral (rules 14, 19 and 20)."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 
 LONGEST_NAME = 100
 LONGEST_NOTE = 1000
@@ -20,7 +22,8 @@ class Action(StrEnum):
 def flaw_of(by: str, note: str) -> str | None:
     """What is wrong with what an operator said of who decided and why; none if nothing is.
 
-    Both are kept and shown. An e-mail address is refused: the operator is named by an id (rule 24).
+    Both are kept and shown, also after an account is erased, so people are named by ids (rule 24). An e-mail or IP
+    address is refused; no name can be told from other words.
     """
     for name, text, longest in (("by", by, LONGEST_NAME), ("note", note, LONGEST_NOTE)):
         if not text.strip():
@@ -29,9 +32,25 @@ def flaw_of(by: str, note: str) -> str | None:
             return f"{name} has more than {longest} characters"
         if "@" in text:
             return f"{name} must hold no e-mail address, for it is kept and shown: give an id"
+        if any(_is_ip_address(word) for word in _MAY_BE_IP_ADDRESS.findall(text)):
+            return f"{name} must hold no IP address, for it is kept and shown"
         if not all(letter.isprintable() or letter == "\n" for letter in text):
             return f"{name} has control characters"
     return None
+
+
+_MAY_BE_IP_ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9][0-9A-Fa-f:.]*")
+
+
+def _is_ip_address(word: str) -> bool:
+    """Whether a word is one, the mark that ends a sentence aside."""
+    for spelled in (word, word.rstrip(".:")):
+        try:
+            ip_address(spelled)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 class Doubt(StrEnum):

@@ -1,7 +1,6 @@
 """Reconciliation: what Stripe told of and nobody heard is found, once, whatever interrupts it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,23 +22,10 @@ from program.plans import NotPlans, Plans
 from program.referral import Stage
 from runtime.temporal import set_up_namespace
 from tests.stripe_events import Event, as_before_basil, invoice_paid, invoice_payment_paid, price, subscription, unique
-from tests.stripe_server import API_KEY, Asked, StripeServer, stripe_server
+from tests.stripe_server import Asked, StripeServer
 from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, refunded, until
 from workflows.jobs import upkeep_queue
 from workflows.reconciliation_messages import RECONCILIATION, PageRead, Progress, Reconciled, ReconciliationStart, Span
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
-    api = StripeApi(API_KEY, server.base, requests_a_second=1000, retries=0)
-    yield api
-    await api.close()
 
 
 @dataclass
@@ -97,15 +83,6 @@ async def reconcile(world: World, start: ReconciliationStart | None = None) -> R
     return reconciled
 
 
-async def waiting_friend(world: World) -> tuple[Member, str]:
-    """A friend whose signup counts and who has a Stripe customer, and the referral."""
-    rita = await world.subscriber()
-    friend = await world.member("friend")
-    reservation = await world.sign_up(await world.click(rita), rita, friend)
-    await world.reaches(reservation.referral_id, Stage.SIGNED_UP)
-    return friend, reservation.referral_id
-
-
 def bought(friend: Member, now: datetime, **invoice: Any) -> list[Event]:
     """What Stripe makes when a friend pays for a plan."""
     bill = invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, **invoice)
@@ -119,7 +96,7 @@ def bought(friend: Member, now: datetime, **invoice: Any) -> list[Event]:
 async def test_rule_3_a_payment_that_no_webhook_told_of_is_found_and_credits_both(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     server.happen(*bought(friend, datetime.now(UTC)))
 
     async with live_world.upkeep_worker(stripe=api):
@@ -136,7 +113,7 @@ async def test_rule_3_a_payment_that_no_webhook_told_of_is_found_and_credits_bot
 async def test_rule_14_a_paid_invoice_is_found_though_stripe_has_its_event_no_more(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     _, bill, payment = bought(friend, datetime.now(UTC))
     server.add(bill["data"]["object"], payment["data"]["object"])
 
@@ -317,7 +294,7 @@ async def test_rule_14_a_refund_known_before_is_seen_although_the_invoice_is_fou
 async def test_whoever_was_never_told_of_an_applied_event_is_told(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     events = bought(friend, datetime.now(UTC))
     server.happen(*events)
     books = Books(live_world.database, live_world.plans, live_world.clock)
@@ -378,7 +355,7 @@ async def test_without_a_key_a_reconciliation_does_nothing_and_says_so_once(live
 
 async def paid_for_an_unknown_price(world: World) -> tuple[str, str]:
     """A referral that needs attention, and the price that nobody knows."""
-    friend, referral_id = await waiting_friend(world)
+    referral_id, _, friend = await world.waiting_friend()
     now = datetime.now(UTC)
     await world.report(invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, plan="mystery"))
     await until(lambda: world.state(referral_id), lambda state: state.needs_attention is not None)
