@@ -61,7 +61,7 @@ async def signed_up(world: World) -> tuple[str, Member, Member]:
     return click.referral_id, referrer, friend
 
 
-def _slack(world: World) -> timedelta:
+def slack(world: World) -> timedelta:
     """How much longer a cycle lasts than its story needs, so that it is not over before the credit: whole seconds."""
     return timedelta(seconds=math.ceil(3 * world.signup_took.total_seconds()))
 
@@ -80,7 +80,7 @@ async def credited(world: World, referral_id: str, referrer: Member, friend: Mem
     # Stripe knows whole seconds.
     now = (await world.clock.now()).replace(microsecond=0)
     for member, end in zip((referrer, friend), ends, strict=True):
-        period = (member.customer_id, member.subscription_id, now, now + SECOND + end + _slack(world))
+        period = (member.customer_id, member.subscription_id, now, now + SECOND + end + slack(world))
         await world.report(subscription(*period), invoice_paid(*period))
     # On a busy machine the cycles may be over by the time that this looks.
     await world.reaches(referral_id, Stage.CREDITED, Stage.SETTLED)
@@ -113,10 +113,10 @@ async def settled_both_at_once(world: World, _: Trouble) -> str:
 async def settled_paid_before_the_signup(world: World, _: Trouble) -> str:
     # Somebody else first, to know how slow this machine is.
     await signed_up(world)
-    referrer = await world.subscriber(started=10 * DAY, length=10 * DAY + 5 * SECOND + _slack(world))
+    referrer = await world.subscriber(started=10 * DAY, length=10 * DAY + 5 * SECOND + slack(world))
     click = await world.click(referrer)
     friend = await world.member("friend")
-    await world.pay(friend, length=4 * SECOND + _slack(world))
+    await world.pay(friend, length=4 * SECOND + slack(world))
     await world.sign_up(click, referrer, friend)
     await world.outcome(click.referral_id)
     return click.referral_id
@@ -232,7 +232,7 @@ async def _held(world: World) -> str:
     referral_id, referrer, friend = await signed_up(world)
     now = (await world.clock.now()).replace(microsecond=0)
     for member in (referrer, friend):
-        period = (member.customer_id, member.subscription_id, now, now + 8 * SECOND + _slack(world))
+        period = (member.customer_id, member.subscription_id, now, now + 8 * SECOND + slack(world))
         payment = [subscription(*period), invoice_paid(*period)]
         if member is friend:
             # The refund is known before the payment: nobody is credited between the two.
@@ -281,7 +281,7 @@ async def settled_with_a_refund_to_review(world: World, _: Trouble) -> str:
     referral_id, referrer, friend = await signed_up(world)
     start = (await world.clock.now()).replace(microsecond=0)
     for member in (referrer, friend):
-        period = (member.customer_id, member.subscription_id, start, start + 5 * SECOND + _slack(world))
+        period = (member.customer_id, member.subscription_id, start, start + 5 * SECOND + slack(world))
         payment = [subscription(*period), invoice_paid(*period)]
         await world.report(*payment)
     await world.reaches(referral_id, Stage.CREDITED)
