@@ -1,6 +1,5 @@
 """Doubts: why an operator has to look at a referral (rules 14, 19 and 20)."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,25 +31,32 @@ def flaw_of(by: str, note: str) -> str | None:
             return f"{name} has more than {longest} characters"
         if "@" in text:
             return f"{name} must hold no e-mail address, for it is kept and shown: give an id"
-        if any(_is_ip_address(word) for word in _MAY_BE_IP_ADDRESS.findall(text)):
+        if _holds_ip_address(text):
             return f"{name} must hold no IP address, for it is kept and shown"
         if not all(letter.isprintable() or letter == "\n" for letter in text):
             return f"{name} has control characters"
     return None
 
 
-_MAY_BE_IP_ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9][0-9A-Fa-f:.]*")
+_BETWEEN_WORDS = str.maketrans(dict.fromkeys("()[]{}<>,;\"'!?/=", " "))
+
+
+def _holds_ip_address(text: str) -> bool:
+    """Whether a word of a text is one: with the mark that ends a sentence, a port after it, or what it is before it."""
+    words = text.translate(_BETWEEN_WORDS).split()
+    return any(
+        _is_ip_address(part.rstrip("."))
+        for word in words
+        for part in (word, word.rstrip(".:"), word.partition(":")[0], word.rpartition(":")[2])
+    )
 
 
 def _is_ip_address(word: str) -> bool:
-    """Whether a word is one, the mark that ends a sentence aside."""
-    for spelled in (word, word.rstrip(".:")):
-        try:
-            ip_address(spelled)
-        except ValueError:
-            continue
-        return True
-    return False
+    try:
+        ip_address(word)
+    except ValueError:
+        return False
+    return True
 
 
 class Doubt(StrEnum):

@@ -351,6 +351,7 @@ def test_rule_22_every_doubt_has_words_of_its_own() -> None:
         ("ann@example.com", "why", "e-mail"),
         ("ann", "wrote to fred@example.com", "e-mail"),
         ("ann", "both came from 203.0.113.9.", "IP address"),
+        ("ann", "the same address (IP:203.0.113.9)", "IP address"),
         ("ann", "both came from 2001:db8::7f: the same house", "IP address"),
         ("a" * (LONGEST_NAME + 1), "why", "more than 100"),
         ("ann", "y" * (LONGEST_NOTE + 1), "more than 1000"),
