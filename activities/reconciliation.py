@@ -126,16 +126,17 @@ class StripeReconciliation(ReconciliationActivities):
         """Compare the next waiting referrals in turn with their friends' paid invoices, and apply what is missing."""
         async with self._database.discreet_transaction() as transaction:
             page = await reconciliation.waiting(transaction, AT_ONCE)
-        over, found = len(page) < AT_ONCE, 0
+        over, found, unreadable = len(page) < AT_ONCE, 0, 0
         for one in page:
             for customer_id in one.customers:
                 activity.heartbeat()
-                found += await self._compare(one, customer_id)
+                applied, not_read = await self._compare(one, customer_id)
+                found, unreadable = found + applied, unreadable + not_read
             await self._place_prices(one)
         async with self._database.discreet_transaction() as transaction:
             await reconciliation.walked_to(transaction, None if over else page[-1].referral_id)
         _count("referrals_reconciled_invoices_total", "Paid invoices that no event had told of.", found)
-        return Compared(len(page), found, over)
+        return Compared(len(page), found, over, unreadable)
 
     @activity.defn
     async def report_reconciliation(self, progress: Progress) -> None:
@@ -160,14 +161,23 @@ class StripeReconciliation(ReconciliationActivities):
             lag_seconds=int(lag.total_seconds()),
         )
 
-    async def _compare(self, one: Waiting, customer_id: str) -> int:
+    async def _compare(self, one: Waiting, customer_id: str) -> tuple[int, int]:
+        """Apply the paid invoices of a customer that are missing; gives how many, and how many cannot be read."""
         api, _ = self._needed()
         query = {"customer": customer_id, "status": "paid", "created": {"gte": _seconds(one.clicked_at)}}
-        invoices = [invoice async for invoice in api.list_all("/v1/invoices", query)]
+        try:
+            invoices = [invoice async for invoice in api.list_all("/v1/invoices", query)]
+        except StripeRefusedError as error:
+            if not error.missing:
+                raise
+            # The backend named one that Stripe has not: nothing was paid by it, and nobody else waits for that.
+            log.warning("Stripe knows no such customer", referral_id=one.referral_id, account_id=one.referee_id)
+            return 0, 0
         async with self._database.discreet_transaction() as transaction:
             known = await reconciliation.invoices_known(transaction, [invoice["id"] for invoice in invoices])
         missing = [invoice for invoice in invoices if invoice["id"] not in known]
-        return sum([await self._apply_invoice(invoice) for invoice in missing])
+        applied = [await self._apply_invoice(invoice) for invoice in missing]
+        return sum(one or 0 for one in applied), applied.count(None)
 
     async def _place_prices(self, one: Waiting) -> None:
         """Ask for the prices that a friend paid for and nobody knows, and let the run look again (rule 14)."""
@@ -191,17 +201,29 @@ class StripeReconciliation(ReconciliationActivities):
                 log.info("price found", price_id=price_id, referral_id=one.referral_id)
             await self._told(event.event_id)
 
-    async def _apply_invoice(self, invoice: dict[str, Any]) -> int:
-        """Apply a paid invoice that no event told of, and by which payments it was paid."""
+    async def _apply_invoice(self, invoice: dict[str, Any]) -> int | None:
+        """Apply a paid invoice that no event told of, and by which payments it was paid; none where it cannot be read.
+
+        The payments come first: a refund that is known already has to find its invoice before the credit (rule 14), and
+        whoever is interrupted between the two finds the invoice missing still.
+        """
         api, _ = self._needed()
         at = invoice["created"]
-        applied = await self._apply(
-            reduce_event(event_about(invoice["id"], "invoice.paid", at, await completed(invoice, api)))
-        )
-        if applied:
-            async for payment in api.list_all("/v1/invoice_payments", {"invoice": invoice["id"], "status": "paid"}):
-                await self._apply(reduce_event(event_about(payment["id"], "invoice_payment.paid", at, payment)))
-        return applied
+        try:
+            paid = reduce_event(event_about(invoice["id"], "invoice.paid", at, await completed(invoice, api)))
+            query = {"invoice": invoice["id"], "status": "paid"}
+            if not paid.facts:
+                return 0
+            payments = [
+                reduce_event(event_about(payment["id"], "invoice_payment.paid", at, payment))
+                async for payment in api.list_all("/v1/invoice_payments", query)
+            ]
+        except MalformedEventError as error:
+            log.error("invoice cannot be read", invoice_id=invoice["id"], problem=str(error))  # noqa: TRY400
+            return None
+        for payment in payments:
+            await self._apply(payment)
+        return await self._apply(paid)
 
     async def _readable(self, document: dict[str, Any]) -> EventFacts | None:
         """What an event says; none, and a line in the log, where it cannot be read and never will be."""

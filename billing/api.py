@@ -36,16 +36,18 @@ class StripeRefusedError(Exception):
 
     Args:
         status: the HTTP status of the answer.
+        code: Stripe's word for why, where it gives one.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
     @property
     def missing(self) -> bool:
-        """Whether Stripe knows no such thing."""
-        return self.status == 404
+        """Whether Stripe knows no such thing: neither what is asked for, nor what a list is to be of."""
+        return self.status == 404 or self.code == "resource_missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +169,4 @@ def _told(path: str, error: stripe.StripeError) -> StripeUnreachableError | Stri
     message = f"{_kind(path)}: HTTP {status}{code}"
     if isinstance(error, stripe.RateLimitError) or status in (409, 429) or status >= 500 or status < 400:
         return StripeUnreachableError(message)
-    return StripeRefusedError(message, status)
+    return StripeRefusedError(message, status, error.code)

@@ -68,12 +68,27 @@ class Cards:
                 if card := (method.get("card") or {}).get("fingerprint"):
                     yield card
         except StripeRefusedError:
-            # A customer that was deleted has no saved cards any more, and Stripe does not list what is not there.
-            if not (await self._api.get(f"/v1/customers/{customer}")).get("deleted"):
+            known = await self._customer(customer)
+            if known is None:
+                return
+            # One that was deleted has no saved cards any more, and Stripe does not list what is not there.
+            if not known.get("deleted"):
                 raise
         async for charge in self._api.list_all("/v1/charges", {"customer": customer}):
             if card := _card_charged(charge):
                 yield card
+
+    async def _customer(self, customer: str) -> Object | None:
+        """A customer; none where there never was one, so that it has no cards either.
+
+        Not for want of a key of the right account: it has just read the card that paid the invoice.
+        """
+        try:
+            return await self._api.get(f"/v1/customers/{customer}")
+        except StripeRefusedError as error:
+            if error.missing:
+                return None
+            raise
 
 
 def _card_charged(charge: Object) -> str | None:

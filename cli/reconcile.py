@@ -93,7 +93,7 @@ def mended(progress: Progress) -> list[str]:
         f"paid invoices found that no event had told of: {progress.invoices}",
     ]
     if progress.unreadable:
-        lines.append(f"events that cannot be read: {progress.unreadable}; the workers' log says which")
+        lines.append(f"events and invoices that cannot be read: {progress.unreadable}; the workers' log says which")
     if progress.gap:
         lines.append("events of more than 30 days ago were missed, and Stripe has them no more: referrals import")
     return lines

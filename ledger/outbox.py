@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database
 from ledger.database import Transaction
-from ledger.tables import delivery, endpoint_gone, grant, outbox, referral
+from ledger.tables import account, delivery, endpoint_gone, grant, outbox, referral
 from program.notifications import (
     KEPT,
     LOOKED_FOR_AFTER,
@@ -147,7 +147,11 @@ async def bonus_voided(transaction: Transaction, grant_id: str, at: datetime, mi
 
 
 async def _lot(transaction: Transaction, grant_id: str) -> Row[Any]:
-    query = select(grant, referral.c.plan).join(referral, referral.c.referral_id == grant.c.referral_id)
+    query = (
+        select(grant, referral.c.plan, account.c.erased_at)
+        .join(referral, referral.c.referral_id == grant.c.referral_id)
+        .join(account, account.c.account_id == grant.c.account_id)
+    )
     return (await transaction.execute(query.where(grant.c.grant_id == grant_id))).one()
 
 
@@ -159,8 +163,11 @@ async def _bonus(
 
 
 async def _remind(transaction: Transaction, lot: Row[Any], at: datetime) -> None:
-    """Tell one side that its bonus ends soon, once for each end that it has had (rule 9)."""
-    if lot.remaining > 0 and reminder_due(lot.expires_at, at):
+    """Tell one side that its bonus ends soon, once for each end that it has had (rule 9).
+
+    Nobody is reminded of what nobody can use: all is used, or the account was erased (rule 23).
+    """
+    if lot.remaining > 0 and lot.erased_at is None and reminder_due(lot.expires_at, at):
         await _bonus(transaction, Kind.BONUS_EXPIRING, lot, at, lot.expires_at.isoformat())
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 
 LONGEST_NAME = 100
 LONGEST_NOTE = 1000
@@ -20,7 +21,8 @@ class Action(StrEnum):
 def flaw_of(by: str, note: str) -> str | None:
     """What is wrong with what an operator said of who decided and why; none if nothing is.
 
-    Both are kept and shown. An e-mail address is refused: the operator is named by an id (rule 24).
+    Both are kept and shown, also after an account is erased, so people are named by ids (rule 24). An e-mail or IP
+    address is refused; no name can be told from other words.
     """
     for name, text, longest in (("by", by, LONGEST_NAME), ("note", note, LONGEST_NOTE)):
         if not text.strip():
@@ -29,9 +31,32 @@ def flaw_of(by: str, note: str) -> str | None:
             return f"{name} has more than {longest} characters"
         if "@" in text:
             return f"{name} must hold no e-mail address, for it is kept and shown: give an id"
+        if _holds_ip_address(text):
+            return f"{name} must hold no IP address, for it is kept and shown"
         if not all(letter.isprintable() or letter == "\n" for letter in text):
             return f"{name} has control characters"
     return None
+
+
+_BETWEEN_WORDS = str.maketrans(dict.fromkeys("()[]{}<>,;\"'!?/=", " "))
+
+
+def _holds_ip_address(text: str) -> bool:
+    """Whether a word of a text is one: with the mark that ends a sentence, a port after it, or what it is before it."""
+    words = text.translate(_BETWEEN_WORDS).split()
+    return any(
+        _is_ip_address(part.rstrip("."))
+        for word in words
+        for part in (word, word.rstrip(".:"), word.partition(":")[0], word.rpartition(":")[2])
+    )
+
+
+def _is_ip_address(word: str) -> bool:
+    try:
+        ip_address(word)
+    except ValueError:
+        return False
+    return True
 
 
 class Doubt(StrEnum):

@@ -20,6 +20,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
+from billing.api import StripeApi
 from devstack.postgres import OWNER, EmbeddedPostgres
 from devstack.temporal import POLLS_PER_SECOND
 from ledger.database import Database
@@ -31,7 +32,8 @@ from tests.browser_support import Site, browser_at, site_on
 from tests.http_support import Starter, serve
 from tests.rule_table import pytest_terminal_summary as pytest_terminal_summary
 from tests.stripe_events import unique
-from tests.support import Clock, DatabaseUrls, World, copied_database
+from tests.stripe_server import API_KEY, StripeServer, stripe_server
+from tests.support import Books, Clock, DatabaseUrls, World, copied_database
 from workflows.messages import SEARCH_ATTRIBUTES
 
 BIN = Path(sys.executable).parent
@@ -119,6 +121,27 @@ async def database(database_urls: DatabaseUrls, clock: Clock) -> AsyncIterator[D
     database = Database(database_urls.app, offset=clock.offset)
     yield database
     await database.close()
+
+
+@pytest.fixture
+def books(database: Database, plans: Plans, clock: Clock) -> Books:
+    """The ledger alone."""
+    return Books(database, plans, clock)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StripeServer]:
+    """A stand-in for Stripe, of the test's own."""
+    async with stripe_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
+    """Stripe's API as the program reads it, from the stand-in: at no pace, and nothing is tried again."""
+    api = StripeApi(API_KEY, server.base, requests_a_second=1000, retries=0)
+    yield api
+    await api.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every way that a referral can go so far, each in seconds of real time: what is recorded, and what is measured."""
 
+import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from program.referral import Stage
+from program.referral import Role, Stage
 from tests.stripe_events import invoice_paid, subscription
 from tests.support import Member, World, run_start, until
 from workflows import messages
@@ -50,12 +51,19 @@ def scenario(tell: Scenario) -> Scenario:
 
 async def signed_up(world: World) -> tuple[str, Member, Member]:
     """A referral whose signup is attributed, its referrer and its friend."""
+    began = await world.clock.now()
     referrer = await _referrer(world)
     click = await world.click(referrer)
     friend = await world.member("friend")
     await world.sign_up(click, referrer, friend)
     await world.reaches(click.referral_id, Stage.SIGNED_UP)
+    world.signup_took = max(world.signup_took, await world.clock.now() - began)
     return click.referral_id, referrer, friend
+
+
+def slack(world: World) -> timedelta:
+    """How much longer a cycle lasts than its story needs, so that it is not over before the credit: whole seconds."""
+    return timedelta(seconds=math.ceil(3 * world.signup_took.total_seconds()))
 
 
 async def _referrer(world: World) -> Member:
@@ -64,7 +72,7 @@ async def _referrer(world: World) -> Member:
 
 
 async def credited(world: World, referral_id: str, referrer: Member, friend: Member, *ends: timedelta) -> datetime:
-    """Both pay for a cycle, the friend for the first time; the cycles end that long from now.
+    """Both pay for a cycle, the friend for the first time; the cycles end that long from now, on a slow machine later.
 
     Returns:
         When both cycles began.
@@ -72,7 +80,7 @@ async def credited(world: World, referral_id: str, referrer: Member, friend: Mem
     # Stripe knows whole seconds.
     now = (await world.clock.now()).replace(microsecond=0)
     for member, end in zip((referrer, friend), ends, strict=True):
-        period = (member.customer_id, member.subscription_id, now, now + SECOND + end)
+        period = (member.customer_id, member.subscription_id, now, now + SECOND + end + slack(world))
         await world.report(subscription(*period), invoice_paid(*period))
     # On a busy machine the cycles may be over by the time that this looks.
     await world.reaches(referral_id, Stage.CREDITED, Stage.SETTLED)
@@ -103,10 +111,12 @@ async def settled_both_at_once(world: World, _: Trouble) -> str:
 
 @scenario
 async def settled_paid_before_the_signup(world: World, _: Trouble) -> str:
-    referrer = await world.subscriber(started=10 * DAY, length=10 * DAY + 5 * SECOND)
+    # Somebody else first, to know how slow this machine is.
+    await signed_up(world)
+    referrer = await world.subscriber(started=10 * DAY, length=10 * DAY + 5 * SECOND + slack(world))
     click = await world.click(referrer)
     friend = await world.member("friend")
-    await world.pay(friend, length=4 * SECOND)
+    await world.pay(friend, length=4 * SECOND + slack(world))
     await world.sign_up(click, referrer, friend)
     await world.outcome(click.referral_id)
     return click.referral_id
@@ -122,7 +132,7 @@ async def settled_after_a_moved_cycle(world: World, _: Trouble) -> str:
             referrer.customer_id,
             referrer.subscription_id,
             start,
-            start + 8 * SECOND,
+            before[Role.REFERRER].expires_at + 3 * SECOND,
             type_="customer.subscription.updated",
         )
     )
@@ -222,7 +232,7 @@ async def _held(world: World) -> str:
     referral_id, referrer, friend = await signed_up(world)
     now = (await world.clock.now()).replace(microsecond=0)
     for member in (referrer, friend):
-        period = (member.customer_id, member.subscription_id, now, now + 8 * SECOND)
+        period = (member.customer_id, member.subscription_id, now, now + 8 * SECOND + slack(world))
         payment = [subscription(*period), invoice_paid(*period)]
         if member is friend:
             # The refund is known before the payment: nobody is credited between the two.
@@ -271,7 +281,7 @@ async def settled_with_a_refund_to_review(world: World, _: Trouble) -> str:
     referral_id, referrer, friend = await signed_up(world)
     start = (await world.clock.now()).replace(microsecond=0)
     for member in (referrer, friend):
-        period = (member.customer_id, member.subscription_id, start, start + 5 * SECOND)
+        period = (member.customer_id, member.subscription_id, start, start + 5 * SECOND + slack(world))
         payment = [subscription(*period), invoice_paid(*period)]
         await world.report(*payment)
     await world.reaches(referral_id, Stage.CREDITED)

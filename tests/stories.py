@@ -26,6 +26,7 @@ from tests.stripe_events import (
 )
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 MONTH = timedelta(days=30)
@@ -171,7 +172,7 @@ class _Customer:
     def live(self, steps: int) -> None:
         """Do a few things, one after the other, each possible after the one before."""
         for _ in range(steps):
-            chapters = [*[self.pays] * 4, self.tries, self.has_a_coupon, self.pays_from_a_balance]
+            chapters = [*[self.pays] * 4, self.regrets, self.tries, self.has_a_coupon, self.pays_from_a_balance]
             if not self._over:
                 chapters = [self.renews, self.renews, self.upgrades, self.moves_dates, self.stretches, self.cancels]
             if self._charges:
@@ -182,6 +183,12 @@ class _Customer:
     def pays(self) -> None:
         """Begin with a real payment."""
         self._begin(MONTH, self._any_amount())
+
+    def regrets(self) -> None:
+        """Pay, and get all of it back at once: that was no payment, unless somebody was credited in between."""
+        self.pays()
+        payment, amount, charge = self._charges[-1]
+        self._is_given_back(payment, amount, amount, charge)
 
     def tries(self) -> None:
         """Begin with a trial."""
@@ -199,8 +206,8 @@ class _Customer:
         self._begin(MONTH, 0, worth=self._any_amount())
 
     def renews(self) -> None:
-        """Let the next period begin at the end of this one."""
-        self.at = max(self.at, self._end)
+        """Let the next period begin at the end of this one; Stripe's clock may be ahead, and tell of it before."""
+        self.at = max(self.at, self._end - self._writer.one_of(0, 30) * SECOND)
         self._sees(self._end, self._end + MONTH, "active")
         self._invoice(self._any_amount())
 
@@ -235,7 +242,9 @@ class _Customer:
     def is_refunded(self) -> None:
         """Get money back, in part or all of it."""
         payment, amount, charge = self._writer.one_of(*self._charges)
-        back = self._writer.one_of(amount, amount // 3)
+        self._is_given_back(payment, self._writer.one_of(amount, amount // 3), amount, charge)
+
+    def _is_given_back(self, payment: str, back: int, amount: int, charge: str) -> None:
         document = charge_refunded(
             payment,
             back,
@@ -419,7 +428,10 @@ class _Newcomer:
             # A customer that bought before the click, of nobody's account until now.
             self.customer.at = self.signs_up - 3 * DAY
         self._is_referred(accounts)
-        self._links(writer.one_of("put", "put", "put", "late", "late", "checkout", "checkout", "never"))
+        if odd in (3, 4):
+            self._pays_twice_before_anybody_knows()
+        else:
+            self._links(writer.one_of("put", "put", "put", "late", "late", "checkout", "checkout", "never"))
         self.customer.live(steps)
         self._ask(self.signs_up + writer.one_of(1, 6, 31) * DAY)
 
@@ -461,6 +473,14 @@ class _Newcomer:
             self._put(late, customer)
         if way == "checkout":
             self.customer.is_said_of(self.account, late)
+
+    def _pays_twice_before_anybody_knows(self) -> None:
+        """Pay for two plans, one after the other, and only then be known to be that customer: the first one counts."""
+        self._put(self.signs_up, None)
+        self.customer.pays()
+        self.customer.cancels()
+        self.customer.pays()
+        self._put(self.customer.at + HOUR, self.customer.customer)
 
     def _put(self, at: datetime, customer: str | None) -> None:
         self.writer.told.append(Put(at, self.account, self.email, self.created_at, customer))

@@ -145,6 +145,8 @@ class StripeServer:
                 return self._shown(known[found[1]])
         found = re.fullmatch(r"customers/([^/]+)/payment_methods", path)
         if found:
+            if not self._knows_customer(found[1]):
+                raise _RefusalError(404, f"No such customer: '{found[1]}'", "resource_missing")
             methods = self._objects.get("payment_methods", {}).values()
             return self._list(asked, [one for one in methods if one.get("customer") == found[1]])
         raise _RefusalError(404, f"Unrecognized request URL ({asked.path})")
@@ -157,6 +159,8 @@ class StripeServer:
         types = {value for name, value in query.items() if name.startswith("types[")}
         if len(types) > 20:
             raise _RefusalError(400, "Array types exceeded maximum 20 allowed elements")
+        if "customer" in query and not self._knows_customer(query["customer"]):
+            raise _RefusalError(400, f"No such customer: '{query['customer']}'", "resource_missing")
         objects = [one for one in known if not types or one["type"] in types]
         for name in _FILTERS:
             if name in query and not (name == "status" and query[name] == "all"):
@@ -177,6 +181,11 @@ class StripeServer:
             "has_more": len(objects) > limit,
             "data": [self._shown(one) for one in objects[:limit]],
         }
+
+    def _knows_customer(self, customer: str) -> bool:
+        """Whether there is such a customer: one of its own accord, or one that another object is about."""
+        everything = (one for known in self._objects.values() for one in known.values())
+        return any(customer in (one.get("customer"), one["id"]) for one in everything)
 
     def _shown(self, one: dict[str, Any]) -> dict[str, Any]:
         """An object as Stripe shows it: of an invoice's lines only the first."""

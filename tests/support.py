@@ -178,7 +178,11 @@ class Member:
 
 
 class World:
-    """The whole program short of HTTP, on the time of a test."""
+    """The whole program short of HTTP, on the time of a test.
+
+    Attributes:
+        signup_took: how long the slowest signup of a scenario took: on a busy machine all that follows is as slow.
+    """
 
     def __init__(
         self,
@@ -197,6 +201,7 @@ class World:
         self.runs = ReferralRuns(environment.client, task_queue, timeout=timedelta(seconds=10))
         self.cards: Cards | None = None
         self.messenger = Messenger(self.runs, database, lambda: None)
+        self.signup_took = timedelta(0)
 
     def worker(self, *interceptors: Interceptor, versions: WorkerDeploymentConfig | None = None) -> Worker:
         """A worker for this world's runs."""
@@ -397,6 +402,15 @@ class World:
         """What a referral's run knows."""
         state: ReferralState = await self.handle(referral_id).query(STATE, result_type=ReferralState)
         return state
+
+    async def waiting_friend(self) -> tuple[str, Member, Member]:
+        """A referral whose signup counts and whose first payment is waited for: its id, the referrer and the friend."""
+        referrer = await self.subscriber()
+        click = await self.click(referrer)
+        friend = await self.member("friend")
+        await self.sign_up(click, referrer, friend)
+        await self.reaches(click.referral_id, Stage.SIGNED_UP)
+        return click.referral_id, referrer, friend
 
     async def reaches(self, referral_id: str, *stages: Stage) -> Stage:
         """Wait until a referral's run has come to one of these stages."""

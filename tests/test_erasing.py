@@ -9,20 +9,12 @@ from psycopg import sql
 
 from ledger import accounts, signals, usage
 from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, UnknownAccountError
-from ledger.database import Database
 from program.eligibility import Refusal
 from program.identity import normalise_email
-from program.plans import Plans
 from program.referral import Role, Stage
 from tests.http_support import Http, Starter, person
 from tests.stripe_events import Event, checkout_completed, invoice_paid
-from tests.support import HASHES, MONTH, Books, Clock, Member, refunded
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    """The ledger alone."""
-    return Books(database, plans, clock)
+from tests.support import HASHES, MONTH, Books, Member, refunded
 
 
 def traces(owner: psycopg.Connection, *values: str) -> list[str]:

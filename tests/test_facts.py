@@ -34,16 +34,11 @@ from tests.stripe_events import (
     price,
     subscription,
 )
-from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, copied_database
+from tests.support import HASHES, MONTH, Books, DatabaseUrls, Member, copied_database
 
 DAY = timedelta(days=1)
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 END = START + MONTH
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 async def apply(books: Books, *events: EventFacts) -> list[News]:

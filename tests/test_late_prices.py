@@ -10,10 +10,9 @@ from sqlalchemy import text
 
 from billing.events import reduce_event
 from ledger import facts, late_prices, referrals
-from ledger.database import Database, Transaction
+from ledger.database import Transaction
 from ledger.facts import NamedPrice, News
 from ledger.grants import MovedGrant
-from program.plans import Plans
 from program.referral import Role, Stage
 from program.signals import SignalPolicy
 from tests.stripe_events import Event, checkout_completed, invoice_paid, line, price, subscription
@@ -22,11 +21,6 @@ from tests.support import HASHES, MONTH, Books, Clock, Member, until
 DAY = timedelta(days=1)
 NEW = "price_2027"
 HOLD = text("SELECT 1 FROM account WHERE account_id = :id FOR UPDATE")
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 async def sold(books: Books, member: Member, *, key: str | None = None, second: bool = False) -> list[Event]:

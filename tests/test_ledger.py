@@ -37,11 +37,6 @@ DAY = timedelta(days=1)
 INSTANT = timedelta(microseconds=1)
 
 
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
-
-
 # The database alone: SQL by hand, as the application and as the owner of the tables
 
 

@@ -17,18 +17,13 @@ from ledger.tables import outbox as messages
 from program.cycles import LONGEST_BONUS
 from program.notifications import KEPT, TOO_OLD, Kind
 from program.plans import Plans
-from program.referral import Role
+from program.referral import Role, Stage
 from program.signals import SignalPolicy
 from tests.stripe_events import invoice_paid, subscription
 from tests.support import MONTH, Books, Clock, DatabaseUrls, Member
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 async def told(books: Books, kind: str | None = None) -> list[dict[str, Any]]:
@@ -219,6 +214,22 @@ async def test_rule_21_nobody_is_reminded_of_minutes_that_were_used(books: Books
     await remind(books)
 
     assert friend.account_id not in [each["account_id"] for each in await told(books, "bonus.expiring")]
+
+
+async def test_rule_23_nobody_is_reminded_of_what_an_erased_account_cannot_use(books: Books) -> None:
+    referrer, friend = await books.subscriber(started=MONTH - 2 * DAY), await books.someone()
+    referral_id = await books.sign_up(referrer, friend)
+    await books.erase(referrer)
+    await books.put(friend, linked=True)
+    await books.pay(friend, length=2 * DAY)
+    assert (await books.credit(referral_id)).stage is Stage.CREDITED
+    await remind(books)
+
+    assert {each["account_id"] for each in await told(books, "bonus.credited")} == {
+        referrer.account_id,
+        friend.account_id,
+    }
+    assert [each["account_id"] for each in await told(books, "bonus.expiring")] == [friend.account_id]
 
 
 async def test_every_id_follows_from_what_happened_and_none_is_given_twice(books: Books) -> None:

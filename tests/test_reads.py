@@ -5,15 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-import pytest
 from sqlalchemy import event
 
 from devstack.postgres import EmbeddedPostgres
 from ledger import database as clock_of
 from ledger import queries, usage
-from ledger.database import Database, Transaction
-from program.plans import Plans
-from tests.support import Books, Clock, DatabaseUrls, Member
+from ledger.database import Transaction
+from tests.support import Books, DatabaseUrls, Member
 
 SHORT, LONG = 100, 20_000
 PAGE = 20
@@ -41,11 +39,6 @@ SELECT grant_id, account_id, kind, delta, key, credited_at
 FROM lots,
     (VALUES ('credit', 90, 'credit'), ('usage', -50, 'usage:old'), ('expiry', -40, 'expiry')) e (kind, delta, key)
 """
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 def give_history(postgres: EmbeddedPostgres, urls: DatabaseUrls, member: Member, code: str, entries: int) -> None:

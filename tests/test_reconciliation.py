@@ -1,7 +1,6 @@
 """Reconciliation: what Stripe told of and nobody heard is found, once, whatever interrupts it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,23 +22,10 @@ from program.plans import NotPlans, Plans
 from program.referral import Stage
 from runtime.temporal import set_up_namespace
 from tests.stripe_events import Event, as_before_basil, invoice_paid, invoice_payment_paid, price, subscription, unique
-from tests.stripe_server import API_KEY, StripeServer, stripe_server
-from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, until
+from tests.stripe_server import Asked, StripeServer
+from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, refunded, until
 from workflows.jobs import upkeep_queue
 from workflows.reconciliation_messages import RECONCILIATION, PageRead, Progress, Reconciled, ReconciliationStart, Span
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
-    api = StripeApi(API_KEY, server.base, requests_a_second=1000, retries=0)
-    yield api
-    await api.close()
 
 
 @dataclass
@@ -97,15 +83,6 @@ async def reconcile(world: World, start: ReconciliationStart | None = None) -> R
     return reconciled
 
 
-async def waiting_friend(world: World) -> tuple[Member, str]:
-    """A friend whose signup counts and who has a Stripe customer, and the referral."""
-    rita = await world.subscriber()
-    friend = await world.member("friend")
-    reservation = await world.sign_up(await world.click(rita), rita, friend)
-    await world.reaches(reservation.referral_id, Stage.SIGNED_UP)
-    return friend, reservation.referral_id
-
-
 def bought(friend: Member, now: datetime, **invoice: Any) -> list[Event]:
     """What Stripe makes when a friend pays for a plan."""
     bill = invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, **invoice)
@@ -119,7 +96,7 @@ def bought(friend: Member, now: datetime, **invoice: Any) -> list[Event]:
 async def test_rule_3_a_payment_that_no_webhook_told_of_is_found_and_credits_both(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     server.happen(*bought(friend, datetime.now(UTC)))
 
     async with live_world.upkeep_worker(stripe=api):
@@ -136,7 +113,7 @@ async def test_rule_3_a_payment_that_no_webhook_told_of_is_found_and_credits_bot
 async def test_rule_14_a_paid_invoice_is_found_though_stripe_has_its_event_no_more(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     _, bill, payment = bought(friend, datetime.now(UTC))
     server.add(bill["data"]["object"], payment["data"]["object"])
 
@@ -255,10 +232,69 @@ async def test_those_who_wait_have_their_turn_one_after_the_other(
     assert server.reads("/v1/invoices") == 2 * AT_ONCE + 1
 
 
+async def waiting_with_invoice(reconciling: Reconciling, server: StripeServer) -> tuple[str, list[Event]]:
+    """A referral whose friend has paid by an invoice that no event told of; Stripe knows its objects, no events."""
+    books = reconciling.books
+    friend = await books.someone()
+    referral_id = await books.sign_up(await books.subscriber(), friend)
+    await books.put(friend, linked=True)
+    events = bought(friend, whole_seconds(await books.clock.now()))
+    server.add(*(event["data"]["object"] for event in events[1:]))
+    return referral_id, events
+
+
+async def test_a_customer_that_stripe_has_not_and_an_invoice_that_cannot_be_read_hold_nobody_up(
+    reconciling: Reconciling, server: StripeServer
+) -> None:
+    books = reconciling.books
+    stranger = await books.someone()
+    unheard = await books.sign_up(await books.subscriber(), stranger)
+    await books.put(stranger, linked=True)
+    _, broken = await waiting_with_invoice(reconciling, server)
+    invoice = {**broken[1]["data"]["object"]}
+    del invoice["amount_paid"]
+    server.add(invoice)
+    paid, _ = await waiting_with_invoice(reconciling, server)
+
+    with capture_logs() as lines:
+        compared = await reconciling.step(reconciling.steps.compare_invoices)
+
+    assert (compared.referrals, compared.invoices, compared.unreadable, compared.round_over) == (3, 1, 1, True)
+    assert (await books.credit(paid)).stage is Stage.CREDITED
+    said = {line["log_level"]: line for line in lines if line["log_level"] != "info"}
+    assert said["warning"]["referral_id"] == unheard
+    assert said["error"]["invoice_id"] == invoice["id"]
+    assert stranger.customer_id not in repr(lines)
+
+
+async def test_rule_14_a_refund_known_before_is_seen_although_the_invoice_is_found_and_the_step_dies(
+    reconciling: Reconciling, server: StripeServer
+) -> None:
+    books = reconciling.books
+    referral_id, events = await waiting_with_invoice(reconciling, server)
+    paid_by, refund = refunded(events, 100, await books.clock.now())
+    server.forget("invoice_payment", events[2]["data"]["object"]["id"])
+    server.add(paid_by["data"]["object"])
+    await books.report(refund)
+
+    async def be_away(asked: Asked) -> None:
+        if asked.path == "/v1/invoice_payments":
+            server.failures.append(500)
+
+    server.before = be_away
+    with pytest.raises(StripeUnreachableError):
+        await reconciling.step(reconciling.steps.compare_invoices)
+    assert (await books.credit(referral_id)).stage is Stage.SIGNED_UP
+    server.before = None
+    await reconciling.step(reconciling.steps.compare_invoices)
+
+    assert (await books.credit(referral_id)).stage is Stage.IN_REVIEW
+
+
 async def test_whoever_was_never_told_of_an_applied_event_is_told(
     live_world: World, server: StripeServer, api: StripeApi
 ) -> None:
-    friend, referral_id = await waiting_friend(live_world)
+    referral_id, _, friend = await live_world.waiting_friend()
     events = bought(friend, datetime.now(UTC))
     server.happen(*events)
     books = Books(live_world.database, live_world.plans, live_world.clock)
@@ -319,7 +355,7 @@ async def test_without_a_key_a_reconciliation_does_nothing_and_says_so_once(live
 
 async def paid_for_an_unknown_price(world: World) -> tuple[str, str]:
     """A referral that needs attention, and the price that nobody knows."""
-    friend, referral_id = await waiting_friend(world)
+    referral_id, _, friend = await world.waiting_friend()
     now = datetime.now(UTC)
     await world.report(invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, plan="mystery"))
     await until(lambda: world.state(referral_id), lambda state: state.needs_attention is not None)

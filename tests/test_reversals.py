@@ -34,7 +34,7 @@ from tests.stripe_events import (
     subscription,
     unique,
 )
-from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, copied_database, until
+from tests.support import HASHES, MONTH, Books, DatabaseUrls, Member, copied_database, until
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 END = START + MONTH
@@ -47,11 +47,6 @@ def marked(news: News) -> tuple[tuple[str, Doubt], ...]:
 
 def at(seconds: int) -> datetime:
     return START + timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 async def payments(books: Books, friend: Member) -> list[Payment]:

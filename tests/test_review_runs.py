@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 from program.doubts import Action, Doubt
 from program.eligibility import VOIDED_WORDS, Refusal
 from program.referral import Role, Stage
-from tests.scenarios import SECOND, signed_up
+from tests.scenarios import SECOND, signed_up, slack
 from tests.stripe_events import Event, dispute, invoice_paid, subscription
 from tests.support import MONTH, AtStep, Member, World, until
 from workflows.messages import REVIEW, REVIEW_REASONS, VOID, Outcome, Review, ReviewStart, Void, review_id, workflow_id
@@ -147,7 +147,7 @@ async def test_rule_20_what_nobody_decided_before_the_settlement_waits_on(live_w
     referral_id, referrer, friend = await signed_up(world)
     now = (await world.clock.now()).replace(microsecond=0)
     for member in (referrer, friend):
-        period = (member.customer_id, member.subscription_id, now, now + 5 * SECOND)
+        period = (member.customer_id, member.subscription_id, now, now + 5 * SECOND + slack(world))
         payment = [subscription(*period), invoice_paid(*period)]
         await world.report(*payment)
     await world.reaches(referral_id, Stage.CREDITED)

@@ -7,20 +7,12 @@ import psycopg
 import pytest
 
 from ledger import usage
-from ledger.database import Database
 from ledger.decisions import ImpossibleError
 from program.doubts import LONGEST_NAME, LONGEST_NOTE, Action, Doubt, flaw_of, in_words
 from program.eligibility import TAKEN_BACK_WORDS, VOIDED_WORDS, Refusal
-from program.plans import Plans
 from program.referral import Role, Stage
 from tests.stripe_events import charge_refunded, dispute, paid_by
-from tests.support import MONTH, Books, Clock, Member, refunded
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    """The ledger alone."""
-    return Books(database, plans, clock)
+from tests.support import MONTH, Books, Member, refunded
 
 
 async def spend(books: Books, member: Member, minutes: int) -> int:
@@ -358,6 +350,9 @@ def test_rule_22_every_doubt_has_words_of_its_own() -> None:
         ("ann", "", "note is empty"),
         ("ann@example.com", "why", "e-mail"),
         ("ann", "wrote to fred@example.com", "e-mail"),
+        ("ann", "both came from 203.0.113.9.", "IP address"),
+        ("ann", "the same address (IP:203.0.113.9)", "IP address"),
+        ("ann", "both came from 2001:db8::7f: the same house", "IP address"),
         ("a" * (LONGEST_NAME + 1), "why", "more than 100"),
         ("ann", "y" * (LONGEST_NOTE + 1), "more than 1000"),
         ("ann\0", "why", "control"),
@@ -365,4 +360,4 @@ def test_rule_22_every_doubt_has_words_of_its_own() -> None:
 )
 def test_rule_24_a_decision_says_who_and_why_and_names_no_address(by: str, note: str, words: str) -> None:
     assert words in (flaw_of(by, note) or "")
-    assert flaw_of("ann", "the friend called,\nand explained it") is None
+    assert flaw_of("ann", "the friend called at 10:30,\nand explained it: 2.50 of 29.00 came back, see acct-7.") is None

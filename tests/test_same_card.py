@@ -13,22 +13,9 @@ from program.doubts import Doubt
 from program.referral import Stage
 from program.signals import SignalPolicy
 from tests.stripe_events import Event, invoice_paid, subscription
-from tests.stripe_server import API_KEY, StripeServer, stripe_server
+from tests.stripe_server import StripeServer
 from tests.support import MONTH, Member, World, until
 from workflows.messages import workflow_id
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
-    api = StripeApi(API_KEY, server.base, requests_a_second=1000.0, retries=0)
-    yield api
-    await api.close()
 
 
 @pytest.fixture
@@ -75,20 +62,11 @@ def payment_of(friend: Member) -> list[Event]:
     return [subscription(*period), invoice_paid(*period)]
 
 
-async def signed_up(world: World) -> tuple[str, Member, Member]:
-    referrer = await world.subscriber()
-    click = await world.click(referrer)
-    friend = await world.member("friend")
-    await world.sign_up(click, referrer, friend)
-    await world.reaches(click.referral_id, Stage.SIGNED_UP)
-    return click.referral_id, referrer, friend
-
-
 @pytest.mark.parametrize("known_as", ["saved", "charged before"])
 async def test_rule_19_the_referrer_s_own_card_holds_it_until_an_operator_approves(
     world: World, server: StripeServer, known_as: str
 ) -> None:
-    referral_id, referrer, friend = await signed_up(world)
+    referral_id, referrer, friend = await world.waiting_friend()
     payment = payment_of(friend)
     charged(server, payment[1]["data"]["object"]["id"], friend.customer_id, "fp_shared")
     if known_as == "saved":
@@ -116,7 +94,7 @@ async def test_rule_19_the_referrer_s_own_card_holds_it_until_an_operator_approv
 async def test_rule_19_another_card_or_no_card_at_all_is_credited_at_once(
     world: World, server: StripeServer, fingerprint: str | None
 ) -> None:
-    referral_id, referrer, friend = await signed_up(world)
+    referral_id, referrer, friend = await world.waiting_friend()
     payment = payment_of(friend)
     charged(server, payment[1]["data"]["object"]["id"], friend.customer_id, fingerprint)
     saved(server, referrer.customer_id, "fp_of_the_referrer")
@@ -129,7 +107,7 @@ async def test_rule_19_another_card_or_no_card_at_all_is_credited_at_once(
 async def test_rule_19_while_stripe_is_away_the_credit_waits_and_the_check_is_not_skipped(
     world: World, server: StripeServer
 ) -> None:
-    referral_id, referrer, friend = await signed_up(world)
+    referral_id, referrer, friend = await world.waiting_friend()
     payment = payment_of(friend)
     charged(server, payment[1]["data"]["object"]["id"], friend.customer_id, "fp_shared")
     saved(server, referrer.customer_id, "fp_shared")
@@ -150,13 +128,22 @@ async def _asked(server: StripeServer) -> int:
 async def test_rule_19_an_erased_referrer_has_no_cards_to_compare_and_both_are_credited(
     world: World, server: StripeServer
 ) -> None:
-    referral_id, referrer, friend = await signed_up(world)
+    referral_id, referrer, friend = await world.waiting_friend()
     await world.erase(referrer)
     payment = payment_of(friend)
     charged(server, payment[1]["data"]["object"]["id"], friend.customer_id, "fp_shared")
     await world.report(*payment)
     await world.reaches(referral_id, Stage.CREDITED)
     assert server.reads(f"/v1/customers/{referrer.customer_id}") == 0
+
+
+async def test_rule_19_a_customer_that_stripe_has_not_has_no_card_and_keeps_nobody_waiting(
+    server: StripeServer, api: StripeApi
+) -> None:
+    charged(server, "in_1", "cus_friend", "fp_shared")
+    assert not await Cards(api).same_card("in_1", ["cus_nobody"])
+    saved(server, "cus_referrer", "fp_shared")
+    assert await Cards(api).same_card("in_1", ["cus_nobody", "cus_referrer"])
 
 
 async def test_rule_19_a_key_that_may_not_look_is_no_answer(server: StripeServer) -> None:

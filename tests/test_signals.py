@@ -10,13 +10,11 @@ from sqlalchemy import select
 
 from ledger import accounts, signals
 from ledger.accounts import Profile
-from ledger.database import Database
 from ledger.signals import CardCheckNeededError
 from ledger.tables import referral
 from program.doubts import Doubt, Finding
-from program.plans import Plans
 from program.signals import Handling, SignalPolicy, Signs, findings_of
-from tests.support import HASHES, Books, Clock, Member, until
+from tests.support import HASHES, Books, Member, until
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -102,11 +100,6 @@ class Signals:
         profile = Profile(member.account_id, member.email, member.created_at, disposable_email=disposable)
         async with self.books.database.transaction() as transaction:
             await accounts.put(transaction, profile, HASHES)
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ FAST = 1000.0
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
-
-
-@pytest.fixture
 async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
     api = StripeApi(API_KEY, server.base, requests_a_second=FAST)
     yield api

@@ -1,6 +1,5 @@
 """`referrals import`: what Stripe knew before the program did becomes facts, once, whatever interrupts it."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,31 +8,11 @@ import pytest
 from billing.api import StripeApi, StripeUnreachableError
 from cli.stripe_import import Imported, StripeImport
 from ledger import accounts, reconciliation
-from ledger.database import Database
-from program.plans import Plans
 from tests.stripe_events import invoice_paid, invoice_payment_paid, price, subscription, unique
-from tests.stripe_server import API_KEY, StripeServer, stripe_server
-from tests.support import HASHES, MONTH, Books, Clock, DatabaseUrls, Member, command
+from tests.stripe_server import API_KEY, StripeServer
+from tests.support import HASHES, MONTH, Books, DatabaseUrls, Member, command
 
 FACTS = ("paid_period", "seen_period", "subscription", "invoice_payment")
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
-    api = StripeApi(API_KEY, server.base, requests_a_second=1000, retries=0)
-    yield api
-    await api.close()
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
 
 
 async def of_old(server: StripeServer, books: Books, number: int, **options: Any) -> list[Member]:

@@ -13,14 +13,8 @@ from sqlalchemy import select
 from ledger.tables import paid_period, seen_period, stripe_event
 from tests.http_support import STRIPE_SECRETS, Starter, assert_problem, paid, person
 from tests.stripe_events import Event, as_before_basil, invoice_paid, line, signed, unique
-from tests.stripe_server import API_KEY, StripeServer, stripe_server
+from tests.stripe_server import API_KEY, StripeServer
 from tests.support import MONTH, Member
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StripeServer]:
-    async with stripe_server() as server:
-        yield server
 
 
 @pytest.fixture

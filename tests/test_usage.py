@@ -9,15 +9,8 @@ from sqlalchemy import text
 
 from ledger import usage
 from ledger.accounts import UnknownAccountError
-from ledger.database import Database
 from ledger.usage import Usage, UsageConflictError
-from program.plans import Plans
-from tests.support import Books, Clock, Member
-
-
-@pytest.fixture
-def books(database: Database, plans: Plans, clock: Clock) -> Books:
-    return Books(database, plans, clock)
+from tests.support import Books, Member
 
 
 async def spend(books: Books, member: Member, usage_id: str, minutes: int) -> Usage:

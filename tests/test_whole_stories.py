@@ -106,6 +106,7 @@ class Life:
                 if ends and min(ends.values()) <= at:
                     result = await self.books.expire(self.ids[name])
                     self.due[name] = {role: end for role, (end, _) in result.open.items()}
+                    assert all(end > at for end in self.due[name].values()), f"{name} is not over at its end (rule 7)"
             if at == now:
                 break
         self._set(now)

@@ -110,8 +110,8 @@ class Review:
 
     Args:
         decision: `approve` or `reject`.
-        by: who decides: an id of the operator's, no e-mail address, for it is kept and shown.
-        note: why.
+        by: who decides: an id of the operator's, for it is kept and shown.
+        note: why; it is kept and shown as well, so it names accounts by their ids and nobody by name (rule 24).
     """
 
     decision: Literal["approve", "reject"]
@@ -124,8 +124,8 @@ class Void:
     """An operator takes back what is unused, or ends a referral before its credit (rule 20).
 
     Args:
-        by: who decides: an id of the operator's, no e-mail address, for it is kept and shown.
-        note: why.
+        by: who decides: an id of the operator's, for it is kept and shown.
+        note: why; it is kept and shown as well, so it names accounts by their ids and nobody by name (rule 24).
     """
 
     by: str

@@ -82,6 +82,7 @@ class ReconciliationWorkflow:
             )
             progress.referrals += compared.referrals
             progress.invoices += compared.invoices
+            progress.unreadable += compared.unreadable
             if compared.round_over:
                 return
             self._go_on(progress)

@@ -22,7 +22,7 @@ class Progress:
         gap: events were missed that Stripe has no more: those of more than 30 days ago.
         events_after: the event that the last page ended with, within the span that is being read.
         events: how many events were applied that had never been, or not wholly.
-        unreadable: how many events could not be read.
+        unreadable: how many events and invoices could not be read.
         told: how many events were applied before, and the runs concerned told now.
         invoices: how many paid invoices were found that no event had told of.
         referrals: how many waiting referrals were compared with Stripe's invoices.
@@ -97,11 +97,13 @@ class Compared:
         referrals: how many were compared.
         invoices: how many paid invoices were found that no event had told of.
         round_over: whether all that wait had their turn; the next round begins with the first again.
+        unreadable: how many paid invoices could not be read.
     """
 
     referrals: int
     invoices: int
     round_over: bool
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ class ReferralWorkflow:
         self._state.payments_reported += 1
         self._state.bonuses_to_look_at = True
 
-    @workflow.update(name=messages.REVIEW, description="Approve or reject what is in doubt. Say who decides, and why.")
+    @workflow.update(
+        name=messages.REVIEW, description="Approve or reject what is in doubt. Say who decides, and why: ids, no names."
+    )
     async def review(self, asked: Review) -> Outcome:
         """Decide about a referral that is held or marked (rules 19 and 20)."""
         return await self._decisions.carry_out(asked)
@@ -100,7 +102,9 @@ class ReferralWorkflow:
     def _check_review(self, asked: Review) -> None:
         check_review(asked, self._state.stage, story.doubts_of(self._state.review_reasons))
 
-    @workflow.update(name=messages.VOID, description="End it, or take back what is unused. Say who decides, and why.")
+    @workflow.update(
+        name=messages.VOID, description="End it, or take back what is unused. Say who decides, and why: ids, no names."
+    )
     async def void(self, asked: Void) -> Outcome:
         """End the referral before the credit, or take back what is unused after it (rule 20)."""
         return await self._decisions.carry_out(asked)

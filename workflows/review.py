@@ -42,7 +42,9 @@ class ReviewWorkflow:
             self._reasons.append(str(payment.reason))
             self._show()
 
-    @workflow.update(name=messages.REVIEW, description="Approve: the bonus stands. Say who decides, and why.")
+    @workflow.update(
+        name=messages.REVIEW, description="Approve: the bonus stands. Say who decides, and why: ids, no names."
+    )
     async def review(self, asked: Review) -> Outcome:
         """Let the bonus stand."""
         return await self._decisions.carry_out(asked)
@@ -52,7 +54,9 @@ class ReviewWorkflow:
         # What the ledger marked it for is known there; here it may be an operator's own idea to look.
         check_review(asked, self._start.stage, self._reasons)
 
-    @workflow.update(name=messages.VOID, description="Take back what is unused. Say who decides, and why.")
+    @workflow.update(
+        name=messages.VOID, description="Take back what is unused. Say who decides, and why: ids, no names."
+    )
     async def void(self, asked: Void) -> Outcome:
         """Take back what is unused; what was used stays used (rule 20)."""
         return await self._decisions.carry_out(asked)
