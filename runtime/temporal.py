@@ -52,6 +52,22 @@ async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Clie
     return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
 
 
+_WANTED = {key.name: IndexedValueType.ValueType(key.indexed_value_type) for key in SEARCH_ATTRIBUTES}
+
+
+async def attributes_amiss(client: Client) -> dict[str, str]:
+    """What is wrong with the search attributes of the client's namespace, by their names; empty where nothing is.
+
+    Raises:
+        RPCError: the server refuses, or there is no such namespace.
+    """
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    present = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    missing = {name: "is missing" for name in _WANTED if name not in present}
+    others = {name for name, wanted in _WANTED.items() if present.get(name, wanted) != wanted}
+    return missing | dict.fromkeys(others, "is registered with another type")
+
+
 async def set_up_namespace(client: Client) -> bool:
     """Make the client's namespace, if it is missing, and register the search attributes that it lacks.
 
@@ -63,11 +79,7 @@ async def set_up_namespace(client: Client) -> bool:
     """
     made = await _make_namespace(client)
     present = await _registered(client)
-    missing = {
-        key.name: IndexedValueType.ValueType(key.indexed_value_type)
-        for key in SEARCH_ATTRIBUTES
-        if key.name not in present.custom_attributes
-    }
+    missing = {name: wanted for name, wanted in _WANTED.items() if name not in present.custom_attributes}
     if missing:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
