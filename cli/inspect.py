@@ -205,12 +205,12 @@ def _runs(seen: Inspected, to: Console) -> None:
             run.closed_at or run.started_at,
             run.problem,
         )
-        if each.link:
-            row(runs, Text(each.link, style="link " + each.link), "", "", "", "", "")
     if seen.run is None and seen.review is None:
         row(runs, "knows nothing of it any more", "", "", "", "", "")
     to.print(runs)
+    for each in (seen.run, seen.review):
+        if each is not None and each.link is not None:
+            to.print(Text(each.link), soft_wrap=True)
     if seen.disagreement:
-        to.print(
-            Text(f"\nThe ledger and the run disagree: {seen.disagreement}. Look again in a moment.", style="bold red")
-        )
+        words = f"\nThe ledger and the run disagree: {seen.disagreement}. Look again in a moment."
+        to.print(Text(words, style="bold red"), soft_wrap=True)
