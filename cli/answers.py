@@ -46,8 +46,10 @@ def perform(work: Coroutine[Any, Any, Answer], *, status: int = 1) -> Answer:
     from ledger.database import TransactionFailedError
     from program.plans import PlansError
     from runtime.settings import SettingsError
+    from runtime.temporal import keep_quiet
     from workflows.client import UnreachableError
 
+    keep_quiet()
     try:
         return asyncio.run(work)
     except (SettingsError, PlansError) as error:

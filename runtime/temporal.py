@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, Register
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
-from temporalio.runtime import Runtime
+from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -27,6 +27,11 @@ RETENTION = timedelta(days=30)
 """How long a new namespace keeps the history of closed runs."""
 
 _NAMESPACE_KNOWN = timedelta(seconds=30)
+
+
+def keep_quiet() -> None:
+    """Let the SDK's native part write nothing: its log lines go to standard output, where a program's answer is."""
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
 
 
 class _Options(TypedDict, total=False):

@@ -136,7 +136,7 @@ async def test_what_cannot_be_decided_is_refused_in_the_run_s_words(live_world: 
         operator.refusal("review", referral_id, "--approve", "--reject", *BY),
     )
 
-    assert refusals == [
+    assert [*refusals] == [
         "refused: nothing is in doubt: the referral is credited",
         "refused: say who decides: by is empty",
         "refused: nobody is known to have signed up with that referral",
