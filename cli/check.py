@@ -193,4 +193,6 @@ def render(checked: Checked, to: Console) -> None:
             f"{', '.join(each.examples)}{more}",
         )
     to.print(found)
-    to.print("\nlooked at: " + ", ".join(f"{number} {name}" for name, number in checked.looked_at.items()))
+    broken = sum(1 for each in checked.findings if each.number)
+    to.print(f"\n{f'{broken} of {len(checked.findings)} do not hold' if broken else 'everything holds'}")
+    to.print("looked at: " + ", ".join(f"{number} {name}" for name, number in checked.looked_at.items()))

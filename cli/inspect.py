@@ -132,7 +132,7 @@ def _story(story: Story, to: Console) -> None:
 def _payments(story: Story, to: Console) -> None:
     if not story.payments:
         return
-    paid = table("paid at", "invoice", "amount", "plan", "price", "", title="\nPayments of the friend")
+    paid = table("paid at", "invoice", "paid (cents)", "plan", "price", "", title="\nPayments of the friend")
     for payment in story.payments[:PAYMENTS_SHOWN]:
         remarks = [
             *(["qualifies"] if payment.qualifying else []),
@@ -145,8 +145,8 @@ def _payments(story: Story, to: Console) -> None:
             for price in payment.prices
         ]
         row(paid, payment.paid_at, payment.invoice_id, payment.amount_paid, payment.plan or "none", prices, remarks)
-    if left := len(story.payments) - PAYMENTS_SHOWN:
-        row(paid, f"and {left} later", "", "", "", "", "") if left > 0 else None
+    if (left := len(story.payments) - PAYMENTS_SHOWN) > 0:
+        row(paid, f"and {left} later", "", "", "", "", "")
     to.print(paid)
 
 
@@ -165,13 +165,9 @@ def _grants(story: Story, to: Console) -> None:
         over = f"void since {shown(lot.voided_at)}" if lot.voided_at else f"ends {shown(lot.expires_at)}"
         if lot.expired_at:
             over = f"expired {shown(lot.expired_at)}"
-        journal = table(
-            "when",
-            "entry",
-            "minutes",
-            "operation",
-            title=f"\nBonus of the {lot.role} {lot.account_id}: {lot.remaining} of {lot.minutes} minutes left, {over}",
-        )
+        left = f"{lot.remaining} of {lot.minutes} minutes left"
+        to.print(Text(f"\nBonus of the {lot.role} {lot.account_id}: {left}, {over}", style="bold"), soft_wrap=True)
+        journal = table("when", "entry", "minutes", "operation")
         for entry in lot.journal:
             row(journal, entry.at, entry.kind, f"{entry.delta:+d}", entry.operation_key)
         to.print(journal)
@@ -184,7 +180,7 @@ def _messages(story: Story, to: Console) -> None:
     for message in story.messages:
         deliveries = [f"{one.endpoint}: {one.problem or one.state} {shown(one.at)}" for one in message.deliveries]
         if message.due_at is not None:
-            deliveries.append(f"under way, looked after {shown(message.due_at)}")
+            deliveries.append(f"to be delivered, looked after {shown(message.due_at)}")
         about = f"{message.type} ({message.account_id})" if message.account_id else message.type
         row(told, message.created_at, about, message.message_id, deliveries or ["to nobody"])
     to.print(told)

@@ -196,6 +196,17 @@ async def test_without_a_database_it_is_said_what_is_missing(operator: Operator)
     assert "secret" not in away
 
 
+async def test_the_console_script_has_every_command(books: Books, operator: Operator) -> None:
+    referral_id = await books.sign_up(await books.subscriber(), await books.someone())
+
+    said, help_ = await asyncio.gather(operator.says_at_a_shell("list", "--json"), operator.says_at_a_shell("--help"))
+
+    assert (said.status, said.err) == (0, "")
+    assert ids(said.document) == [referral_id]
+    for command in ("inspect", "list", "review", "void", "attribute", "check", "replay", "doctor", "migrate"):
+        assert f"\n  {command} " in help_.out
+
+
 async def test_a_voided_referral_is_listed_as_such(books: Books, operator: Operator) -> None:
     referral_id = await books.credited(await books.subscriber(), await books.someone())
     await books.decide(referral_id, Action.VOID)
