@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.text import Text
 from temporalio.client import Client
 
-from cli.answers import row, shown, table
+from cli.answers import first_line, row, shown, table
 from cli.runs import disagreement, link
 from ledger import inspection
 from ledger.database import Database
 from ledger.inspection import Story
 from program.plans import Plans
-from workflows.client import Click, ReferralRuns, Run
+from workflows.client import Click, ReferralRuns, Run, UnreachableError
 
 PAYMENTS_SHOWN = 6
 """How many of a friend's payments are shown to people; the document has them all."""
@@ -41,6 +41,7 @@ class Inspected:
         run: the referral's own run; none where Temporal knows it no longer.
         review: the run in which an operator decides after that one is closed.
         disagreement: where ledger and run say different things.
+        unreachable: why Temporal could not be asked, so that nothing is said of runs.
     """
 
     referral_id: str
@@ -49,21 +50,27 @@ class Inspected:
     run: Shown | None
     review: Shown | None
     disagreement: str | None
+    unreachable: str | None = None
 
 
 async def inspect(
     client: Client, database: Database, plans: Plans, task_queue: str, ui_url: str | None, referral_id: str
 ) -> Inspected:
-    """Look at a referral.
+    """Look at a referral. What the ledger has is told also where Temporal cannot be reached.
 
     Raises:
         UnknownReferralError: nobody knows it.
-        UnreachableError: Temporal could not be reached.
+        UnreachableError: the ledger does not know it, and Temporal could not be reached.
     """
     runs = ReferralRuns(client, task_queue)
     async with database.snapshot() as transaction:
         story = await inspection.story(transaction, referral_id, plans)
-    run, review = await runs.run(referral_id), await runs.run(referral_id, review=True)
+    try:
+        run, review = await runs.run(referral_id), await runs.run(referral_id, review=True)
+    except UnreachableError as error:
+        if story is None:
+            raise
+        return Inspected(referral_id, story, None, None, None, None, first_line(error))
     click = await runs.click(referral_id) if story is None else None
     if story is None and click is None:
         raise UnknownReferralError(referral_id)
@@ -187,6 +194,9 @@ def _messages(story: Story, to: Console) -> None:
 
 
 def _runs(seen: Inspected, to: Console) -> None:
+    if seen.unreachable is not None:
+        to.print(Text(f"\nTemporal cannot be reached: {seen.unreachable}", style="bold red"), soft_wrap=True)
+        return
     runs = table("run", "status", "stage", "events", "since", "", title="\nTemporal")
     for each in (seen.run, seen.review):
         if each is None:

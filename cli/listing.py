@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.console import Console
 
 from cli.answers import row, table
-from ledger import inspection
+from ledger import inspection, invariants
 from ledger.database import Database
 from ledger.inspection import Page, Wanted
 from program.doubts import Doubt
@@ -56,6 +56,7 @@ async def page_of(database: Database, wanted: Wanted, limit: int, cursor: str | 
     """
     after = place_of(cursor)
     async with database.snapshot() as transaction:
+        await invariants.begin(transaction)
         return await inspection.find(transaction, wanted, limit, after)
 
 

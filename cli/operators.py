@@ -46,7 +46,7 @@ def inspect(referral: Referral, as_json: AsJson = False) -> None:
         database = Database(settings.database_url.get_secret_value(), pool_size=1)
         try:
             return await inspecting.inspect(
-                await connect(), database, plans, settings.task_queue, settings.ui_url, _id(referral)
+                await connect(lazy=True), database, plans, settings.task_queue, settings.ui_url, _id(referral)
             )
         finally:
             await database.close()

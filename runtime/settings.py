@@ -215,13 +215,15 @@ def flaws_of(settings: type[BaseSettings]) -> list[Flaw]:
 
 def _flaws(error: ValidationError) -> list[Flaw]:
     return [
-        Flaw(
-            f"REFERRALS_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}",
-            problem["msg"],
-            problem["type"] == "missing",
-        )
+        Flaw(_in_the_environment(problem["loc"]), problem["msg"], problem["type"] == "missing")
         for problem in error.errors()
     ]
+
+
+def _in_the_environment(place: tuple[int | str, ...]) -> str:
+    name = "".join(str(part) for part in place[:1]).upper()
+    # One that may stand there under several names is told of by the first of them, as it is.
+    return name if name.startswith(("REFERRALS_", "TEMPORAL_")) else f"REFERRALS_{name}"
 
 
 class MigrationSettings(_Settings):

@@ -1,6 +1,7 @@
 """`referrals check`: what always holds, and that each kind of damage is found by its name."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from program.doubts import Action
 from program.plans import Plans
 from program.referral import Stage
 from runtime.temporal import set_up_namespace
+from tests.conftest import BIN
 from tests.operator_support import Operator, operator_of
 from tests.stripe_events import unique
 from tests.support import Books, Clock, DatabaseUrls, World
@@ -240,6 +242,14 @@ async def signed_up(world: World) -> str:
     return click.referral_id
 
 
+async def shell(operator: Operator, *arguments: str) -> None:
+    """Temporal's own command, as the runbook has it."""
+    process = await asyncio.create_subprocess_exec(
+        BIN / "temporal", *arguments, "--reason", "ended by mistake", env={**os.environ, **operator.environment}
+    )
+    assert await process.wait() == 0
+
+
 def broken_of(document: Any) -> dict[str, list[str]]:
     return {each["name"]: each["examples"] for each in document["findings"] if each["number"]}
 
@@ -270,6 +280,10 @@ async def test_the_runs_are_held_against_the_ledger(
     assert broken_of(document) == {OPEN_HAVE_RUNS[0]: [lost], RUNS_ARE_OPEN[0]: [ahead]}
     assert fine not in text_.out
     assert (text_.status, lost in text_.out, "broken" in text_.out) == (1, True, True)
+    await shell(operator, "workflow", "reset", "--workflow-id", f"referral-{lost}", "--type", "LastWorkflowTask")
+    mended = await operator.answer("check", status=1)
+
+    assert broken_of(mended) == {RUNS_ARE_OPEN[0]: [ahead]}
     assert ledger_only["holds"] is True
     assert (away.status, away.out) == (2, "")
     assert away.err.startswith("referrals: the database: ")

@@ -116,6 +116,24 @@ async def test_where_the_ledger_and_the_run_disagree_it_is_said(live_world: Worl
     assert "The ledger and the run disagree" in text.out
 
 
+async def test_without_temporal_the_ledger_s_part_is_told(books: Books, operator: Operator) -> None:
+    referral_id = await books.sign_up(await books.subscriber(), await books.someone())
+
+    seen, text, unknown, malformed = await asyncio.gather(
+        operator.answer("inspect", referral_id, TEMPORAL_ADDRESS="127.0.0.1:1"),
+        operator.says("inspect", referral_id, TEMPORAL_ADDRESS="127.0.0.1:1"),
+        operator.refusal("inspect", "0123456789abcdef01234567", TEMPORAL_ADDRESS="127.0.0.1:1"),
+        operator.refusal("inspect", referral_id, TEMPORAL_UI_URL="ui.example"),
+    )
+
+    assert seen["story"]["referral"]["stage"] == "signed_up"
+    assert (seen["run"], seen["disagreement"]) == (None, None)
+    assert seen["unreachable"]
+    assert "Temporal cannot be reached: " in text.out
+    assert unknown.startswith("Temporal: ")
+    assert "  REFERRALS_UI_URL: " in malformed
+
+
 async def test_what_keeps_a_run_is_said(live_idle_world: World, operator: Operator) -> None:
     world = live_idle_world
     referrer = await world.subscriber()

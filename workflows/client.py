@@ -304,11 +304,11 @@ class ReferralRuns:
         while True:
             try:
                 async with _reaching_temporal(self._timeout):
-                    run = await anext(runs)
-            except StopAsyncIteration:
-                return
+                    run = await anext(runs, None)
             except _NotFoundError as error:
                 raise UnreachableError(str(error.__cause__)) from error
+            if run is None:
+                return
             stage = run.typed_search_attributes.get(messages.REFERRAL_STAGE)
             yield run.id.removeprefix(messages.workflow_id("")), Stage(stage or Stage.CLICKED)
 
