@@ -11,7 +11,6 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.delivery import Deliveries, Endpoint, http_client
 from activities.reconciliation import StripeReconciliation, count_run_over
@@ -29,13 +28,9 @@ from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
 from workflows.client import ReferralRuns
 from workflows.deliveries import delivery_queue
-from workflows.delivery import DeliveryWorkflow
 from workflows.delivery_client import DeliveryRuns
 from workflows.jobs import upkeep_queue
-from workflows.reconciliation import ReconciliationWorkflow
-from workflows.referral import ReferralWorkflow
-from workflows.review import ReviewWorkflow
-from workflows.upkeep import RemindersWorkflow, SweepWorkflow
+from workflows.registry import REFERRALS, UPKEEP, workflow_runner
 
 GRACEFUL_SHUTDOWN = timedelta(seconds=20)
 """How long steps under way may take to finish when the worker is told to stop."""
@@ -72,14 +67,6 @@ def deployment(settings: WorkerSettings) -> WorkerDeploymentConfig | None:
     )
 
 
-def workflow_runner() -> SandboxedWorkflowRunner:
-    """The sandbox that runs are carried out in."""
-    # The rules and messages are pure and light; loading them anew for each run would only cost time.
-    return SandboxedWorkflowRunner(
-        restrictions=SandboxRestrictions.default.with_passthrough_modules("program", "workflows")
-    )
-
-
 def build_worker(
     client: Client,
     task_queue: str,
@@ -95,7 +82,7 @@ def build_worker(
     return Worker(
         client,
         task_queue=task_queue,
-        workflows=[ReferralWorkflow, ReviewWorkflow],
+        workflows=list(REFERRALS.values()),
         activities=[steps.attribute_signup, steps.credit_both, steps.expire_bonuses, steps.decide],
         workflow_runner=workflow_runner(),
         deployment_config=versions,
@@ -140,7 +127,7 @@ def build_upkeep_worker(
     return Worker(
         client,
         task_queue=upkeep_queue(task_queue),
-        workflows=[DeliveryWorkflow, RemindersWorkflow, ReconciliationWorkflow, SweepWorkflow],
+        workflows=list(UPKEEP.values()),
         activities=[
             deliveries.begin_delivery,
             deliveries.end_delivery,

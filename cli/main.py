@@ -9,6 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from cli import operators
+from cli.answers import fail
+
 app = typer.Typer(
     help="KallyAI's referral program.",
     no_args_is_help=True,
@@ -17,11 +20,6 @@ app = typer.Typer(
     # A rich traceback shows local variables, and some of ours are secrets.
     pretty_exceptions_enable=False,
 )
-
-
-def _fail(message: object) -> typer.Exit:
-    typer.echo(f"referrals: {message}", err=True)
-    return typer.Exit(1)
 
 
 @app.callback()
@@ -74,7 +72,7 @@ def dev(
     try:
         from devstack.command import run
     except ModuleNotFoundError as error:
-        raise _fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
+        raise fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
     from devstack.command import DevOptions
 
     raise typer.Exit(
@@ -168,7 +166,7 @@ def migrate() -> None:
     try:
         version = migrate_database(MigrationSettings.load().owner_url)
     except (SettingsError, SQLAlchemyError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     typer.echo(f"the database is at version {version}")
 
 
@@ -190,7 +188,7 @@ def setup_temporal() -> None:
     try:
         asyncio.run(set_up())
     except (SettingsError, RuntimeError, RPCError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command()
@@ -219,19 +217,19 @@ def reconcile(
         settings = ReconcileSettings.load()
         begins = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
         if begins and begins > datetime.now(UTC):
-            raise _fail("--since lies in the future")
+            raise fail("--since lies in the future")
         reconciled = await reconcile_now(await connect(), settings.task_queue, begins, typer.echo)
         if not reconciled.possible or reconciled.progress is None:
-            raise _fail("the workers need REFERRALS_STRIPE_API_KEY and REFERRALS_IDENTITY_HASH_KEY for that")
+            raise fail("the workers need REFERRALS_STRIPE_API_KEY and REFERRALS_IDENTITY_HASH_KEY for that")
         for line in mended(reconciled.progress):
             typer.echo(line)
 
     try:
         asyncio.run(wait())
     except (SettingsError, AlreadyRunningError, RuntimeError, RPCError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     except WorkflowFailureError as error:
-        raise _fail(f"the reconciliation came to no end: {error.cause}") from None
+        raise fail(f"the reconciliation came to no end: {error.cause}") from None
 
 
 @app.command("import")
@@ -272,16 +270,16 @@ def import_from_stripe(
                 f"{done.to_tell} concern open referrals: the next reconciliation tells them (referrals reconcile)"
             )
         if done.unreadable:
-            raise _fail(f"{done.unreadable} could not be read")
+            raise fail(f"{done.unreadable} could not be read")
 
     try:
         asyncio.run(bring_in())
     except (SettingsError, PlansError, StripeRefusedError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     except TransactionFailedError as error:
-        raise _fail(f"the database: {error}") from None
+        raise fail(f"the database: {error}") from None
     except StripeUnreachableError as error:
-        raise _fail(f"{error}; import again, and it goes on from there") from None
+        raise fail(f"{error}; import again, and it goes on from there") from None
 
 
 @app.command()
@@ -303,7 +301,7 @@ def record_history(
     try:
         asyncio.run(write())
     except (RuntimeError, RPCError, OSError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command()
@@ -333,9 +331,12 @@ def redeliver(
     try:
         asyncio.run(deliver())
     except UnknownMessageError:
-        raise _fail(f"there is no message {delivery_id}, or no longer") from None
+        raise fail(f"there is no message {delivery_id}, or no longer") from None
     except (SettingsError, TransactionFailedError, RuntimeError, RPCError) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
+
+
+app.add_typer(operators.app)
 
 
 def main() -> NoReturn:

@@ -1,19 +1,16 @@
 """Starts a reconciliation by hand and waits for it."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from cli.waiting import LOOK, waited_for
+from workflows.client import holding_up
 from workflows.jobs import upkeep_queue
 from workflows.reconciliation_messages import BY_HAND_ID, RECONCILIATION, Progress, Reconciled, ReconciliationStart
-
-LOOK = timedelta(seconds=5)
-"""How often it is looked why a reconciliation does not come to its end."""
 
 
 class AlreadyRunningError(Exception):
@@ -54,34 +51,11 @@ async def reconcile(
             f"one that was started by hand is under way: wait for it without --since, or end the run {BY_HAND_ID}"
         ) from None
     say(f"reconciling: the run is {BY_HAND_ID}")
-    return await _end_of(handle, say, look)
 
+    async def problem() -> str | None:
+        return holding_up(await handle.describe())
 
-async def _end_of(handle: WorkflowHandle[Any, Reconciled], say: Callable[[str], None], look: timedelta) -> Reconciled:
-    ending = asyncio.ensure_future(handle.result())
-    said: str | None = None
-    try:
-        while not (await asyncio.wait([ending], timeout=look.total_seconds()))[0]:
-            holding_up = await _holding_up(handle)
-            if holding_up not in (None, said):
-                say(f"still waiting: {holding_up}")
-            said = holding_up
-        return await ending
-    finally:
-        ending.cancel()
-
-
-async def _holding_up(handle: WorkflowHandle[Any, Any]) -> str | None:
-    """What keeps a run from its end, as Temporal sees it; none where nothing does."""
-    description = (await handle.describe()).raw_description
-    for step in description.pending_activities:
-        if step.HasField("last_failure"):
-            return f"{step.activity_type.name} failed: {step.last_failure.message}; it is tried again"
-        if not step.HasField("last_started_time"):
-            return "no worker takes up its steps; are the workers running?"
-    if description.HasField("pending_workflow_task"):
-        return "no worker takes it up; are the workers running?"
-    return None
+    return await waited_for(handle.result(), problem, say, look=look)
 
 
 def mended(progress: Progress) -> list[str]:

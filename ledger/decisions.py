@@ -73,6 +73,8 @@ async def decide(transaction: Transaction, decision: Decision, plans: Plans, pol
     if known is not None:
         voided = {Role(role): minutes for role, minutes in known.minutes_voided.items()}
         return DecisionResult(await referrals.result_of(transaction, row), known.at, voided)
+    if flaw := _impossible(row, decision.action):
+        raise ImpossibleError(flaw)
     at = await database.now(transaction)
     match decision.action:
         case Action.APPROVE:
@@ -85,14 +87,37 @@ async def decide(transaction: Transaction, decision: Decision, plans: Plans, pol
     return made
 
 
+async def impossible(transaction: Transaction, referral_id: str, action: Action) -> str | None:
+    """Why something cannot be decided about a referral as it stands; none if it can.
+
+    Raises:
+        UnknownReferralError: nobody signed up with it.
+    """
+    return _impossible(await referrals.locked(transaction, referral_id), action)
+
+
+def _impossible(row: Row[Any], action: Action) -> str | None:
+    stage, held = Stage(row.stage), Stage(row.stage) is Stage.IN_REVIEW
+    match action:
+        case Action.APPROVE if not held and (not _doubts(row) or row.credited_at is None):
+            return f"nothing is in doubt: the referral is {stage}"
+        case Action.REJECT if row.credited_at is not None:
+            return "the bonus was credited already: void it, or approve it"
+        case Action.REJECT if not held:
+            return f"nothing is held for review: the referral is {stage}"
+        case Action.VOID if row.voided_at is not None:
+            return "there is nothing to void: the referral is void"
+        case Action.VOID if stage not in (Stage.SIGNED_UP, Stage.IN_REVIEW, Stage.CREDITED, Stage.SETTLED):
+            return f"there is nothing to void: the referral is {stage}"
+    return None
+
+
 async def _approve(
     transaction: Transaction, row: Row[Any], at: datetime, plans: Plans, policy: SignalPolicy
 ) -> CreditResult:
     doubts = _doubts(row)
     if Stage(row.stage) is Stage.IN_REVIEW:
         return await referrals.credit_attributed(transaction, row, at, plans, policy, frozenset(doubts))
-    if not doubts or row.credited_at is None:
-        raise ImpossibleError(f"nothing is in doubt: the referral is {row.stage}")
     await transaction.execute(
         referral.update()
         .where(referral.c.referral_id == row.referral_id)
@@ -103,10 +128,6 @@ async def _approve(
 
 
 async def _reject(transaction: Transaction, row: Row[Any], at: datetime) -> CreditResult:
-    if row.credited_at is not None:
-        raise ImpossibleError("the bonus was credited already: void it, or approve it")
-    if Stage(row.stage) is not Stage.IN_REVIEW:
-        raise ImpossibleError(f"nothing is held for review: the referral is {row.stage}")
     return await referrals.refuse_attributed(transaction, row, Refusal.DECLINED, at, why=in_words(_doubts(row)))
 
 
@@ -115,8 +136,6 @@ async def _void(transaction: Transaction, row: Row[Any], at: datetime) -> Decisi
     if stage in (Stage.SIGNED_UP, Stage.IN_REVIEW):
         await referrals.move(transaction, row.referral_id, Stage.VOIDED, at, VOIDED_WORDS, voided_at=at)
         return DecisionResult(CreditResult(Stage.VOIDED, VOIDED_WORDS), at)
-    if stage not in (Stage.CREDITED, Stage.SETTLED) or row.voided_at is not None:
-        raise ImpossibleError(f"there is nothing to void: the referral is {'void' if row.voided_at else stage}")
     taken: dict[Role, int] = {}
     for lot in await grants.of_referral(transaction, row.referral_id):
         # One that is due has expired, also where its sweep is late (rule 7): its run will expire it.

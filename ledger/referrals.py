@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, select
+from sqlalchemy import Row, and_, exists, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database, grants, outbox, periods, reviews, signals
@@ -119,6 +119,10 @@ def _window(row: Row[Any]) -> AttributionWindow:
     return AttributionWindow(row.clicked_at, row.signup_until - row.clicked_at)
 
 
+def _reservation(row: Row[Any]) -> Reservation:
+    return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage))
+
+
 async def reserve(transaction: Transaction, click: ClickedLink, referrer_id: str, account_id: str) -> Reservation:
     """Reserve a click's referral for the account that signed up; the account exists already.
 
@@ -145,7 +149,7 @@ async def reserve(transaction: Transaction, click: ClickedLink, referrer_id: str
         row = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
         if row.referee_id == account_id:
             break
-    return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage))
+    return _reservation(row)
 
 
 async def reserved(transaction: Transaction, click: ClickedLink, account_id: str) -> Reservation | None:
@@ -156,7 +160,24 @@ async def reserved(transaction: Transaction, click: ClickedLink, account_id: str
             select(referral).where(referral.c.referral_id.in_(ids), referral.c.referee_id == account_id)
         )
     ).first()
-    return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage)) if row else None
+    return _reservation(row) if row else None
+
+
+async def standing(transaction: Transaction, account_id: str) -> Reservation | None:
+    """The referral that stands for an account as the friend: the one it is attributed to, else one not decided yet."""
+    undecided = referral.c.stage == Stage.CLICKED
+    row = (
+        await transaction.execute(
+            select(referral)
+            .where(
+                referral.c.referee_id == account_id,
+                or_(undecided, referral.c.stage.in_([stage for stage in Stage if stage.attributed])),
+            )
+            .order_by(undecided, referral.c.clicked_at.desc())
+            .limit(1)
+        )
+    ).first()
+    return _reservation(row) if row else None
 
 
 async def locked(transaction: Transaction, referral_id: str) -> Row[Any]:
@@ -239,6 +260,15 @@ async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
         known_customer=await accounts.known_before(transaction, "customer", referee),
         first_paid_at=first_paid_by(payments),
     )
+
+
+async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Refusal | None:
+    """Why a reserved signup would be refused if it were decided now; none if it would not (rules 10 and 18).
+
+    Raises:
+        UnknownReferralError: nothing is reserved under that id.
+    """
+    return refusal_of_signup(await _signup(transaction, await locked(transaction, referral_id)))
 
 
 async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:

@@ -211,8 +211,19 @@ referral = Table(
     Column("credited_at", _TIME),
     Column("review_reasons", ARRAY(Text)),
     Column("voided_at", _TIME),
+    Column("reserved_at", _TIME),
 )
-"""A referral with a signup; a mere click has no row."""
+"""A referral with a signup; a mere click has no row. `reserved_at` is when the signup was reported."""
+
+attribution = Table(
+    "attribution",
+    metadata,
+    Column("referral_id", Text, primary_key=True),
+    Column("decided_by", Text),
+    Column("note", Text),
+    Column("at", _TIME),
+)
+"""Referrals of signups whose report never came: which operator vouched for it, and why; append-only (rule 2)."""
 
 card_check = Table(
     "card_check",

@@ -1,7 +1,7 @@
 """The Schedules of a deployment: made where they are missing, brought up to date where they differ."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio.api.common.v1 import Payload
 from temporalio.client import (
@@ -17,6 +17,7 @@ from temporalio.client import (
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
+from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.jobs import JOBS, Job, upkeep_queue
 
@@ -36,6 +37,40 @@ async def set_up_schedules(client: Client, task_queue: str, jobs: Sequence[Job] 
         RPCError: the server refuses.
     """
     return any([await _set_up(client, job, upkeep_queue(task_queue)) for job in jobs])
+
+
+async def schedules_amiss(client: Client, task_queue: str, jobs: Sequence[Job] = JOBS) -> dict[str, str]:
+    """What is wrong with the jobs' Schedules, by their ids; empty where nothing is.
+
+    Args:
+        client: connected to the namespace.
+        task_queue: that of the referrals.
+        jobs: which.
+
+    Raises:
+        RPCError: the server refuses.
+    """
+    found = {job.schedule_id: await _amiss(client, job, upkeep_queue(task_queue)) for job in jobs}
+    return {schedule_id: words for schedule_id, words in found.items() if words}
+
+
+async def _amiss(client: Client, job: Job, queue: str) -> str | None:
+    try:
+        description = await client.get_schedule_handle(job.schedule_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return "is missing"
+        raise
+    present = description.schedule
+    if await _essence(client, present) != await _essence(client, _schedule(job, queue)):
+        return "is not as it should be"
+    if present.state.paused:
+        return f"is paused: {present.state.note}" if present.state.note else "is paused"
+    began = max((action.started_at for action in description.info.recent_actions), default=description.info.created_at)
+    late = datetime.now(UTC) - began
+    if late > 2 * job.times.every + job.times.at_most:
+        return f"has started nothing for {int(late.total_seconds() // 60)} minutes"
+    return None
 
 
 async def _set_up(client: Client, job: Job, queue: str) -> bool:

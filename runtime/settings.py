@@ -6,6 +6,7 @@ Secrets have no defaults. Temporal is configured the SDK's own way, by ``TEMPORA
 
 import re
 from base64 import b64decode
+from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     AnyHttpUrl,
     BeforeValidator,
     Field,
@@ -183,11 +185,45 @@ class _Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            lines = [
-                f"  REFERRALS_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
-                for problem in error.errors()
-            ]
+            lines = [f"  {flaw.setting}: {flaw.words}" for flaw in _flaws(error)]
             raise SettingsError("\n".join(["the environment lacks what this program needs:", *lines])) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What is wrong with a setting, without its value: some are secrets.
+
+    Args:
+        setting: its name in the environment.
+        words: what is wrong.
+        missing: it is not there at all.
+    """
+
+    setting: str
+    words: str
+    missing: bool
+
+
+def flaws_of(settings: type[BaseSettings]) -> list[Flaw]:
+    """What keeps the environment from being what a program needs; empty where nothing does."""
+    try:
+        settings()
+    except ValidationError as error:
+        return _flaws(error)
+    return []
+
+
+def _flaws(error: ValidationError) -> list[Flaw]:
+    return [
+        Flaw(_in_the_environment(problem["loc"]), problem["msg"], problem["type"] == "missing")
+        for problem in error.errors()
+    ]
+
+
+def _in_the_environment(place: tuple[int | str, ...]) -> str:
+    name = "".join(str(part) for part in place[:1]).upper()
+    # One that may stand there under several names is told of by the first of them, as it is.
+    return name if name.startswith(("REFERRALS_", "TEMPORAL_")) else f"REFERRALS_{name}"
 
 
 class MigrationSettings(_Settings):
@@ -227,6 +263,38 @@ class LedgerSettings(_Settings):
     database_url: DatabaseUrl
     plans_file: Path = PROJECT / "plans.toml"
     task_queue: str = "referrals"
+
+
+class InspectSettings(LedgerSettings):
+    """What ``referrals inspect`` needs: the ledger, and where Temporal's Web UI is, for a link into it."""
+
+    # The development stack and Temporal's own tools know it by the second name.
+    ui_url: BaseUrl | None = Field(
+        default=None, validation_alias=AliasChoices("REFERRALS_UI_URL", "TEMPORAL_UI_URL", "ui_url")
+    )
+
+
+class AttributeSettings(LedgerSettings):
+    """What ``referrals attribute`` needs: the ledger, and for how long a click counts, as the starter has it."""
+
+    attribution_window: Duration = ATTRIBUTION_WINDOW
+
+
+class DoctorSettings(_Settings):
+    """What ``referrals doctor`` looks at, as far as it is there; nothing of it is needed."""
+
+    database_url: DatabaseUrl | None = None
+    plans_file: Path = PROJECT / "plans.toml"
+    task_queue: str = "referrals"
+    stripe_webhook_secrets: Secrets | None = None
+    stripe_api_key: ApiKey | None = None
+    stripe_api_base: BaseUrl = "https://api.stripe.com"
+
+    @classmethod
+    def load_what_can_be(cls) -> "DoctorSettings":
+        """Read the environment, and take what is malformed for missing."""
+        flawed = {flaw.setting.removeprefix("REFERRALS_").lower() for flaw in flaws_of(cls)}
+        return cls(**{name: cls.model_fields[name].default for name in flawed})
 
 
 class StripeApiSettings(_Settings):

@@ -19,7 +19,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, Register
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
-from temporalio.runtime import Runtime
+from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -28,6 +28,11 @@ RETENTION = timedelta(days=30)
 """How long a new namespace keeps the history of closed runs."""
 
 _NAMESPACE_KNOWN = timedelta(seconds=30)
+
+
+def keep_quiet() -> None:
+    """Let the SDK's native part write nothing: its log lines go to standard output, where a program's answer is."""
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
 
 
 class _Options(TypedDict, total=False):
@@ -58,6 +63,22 @@ async def connect(
     return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
 
 
+_WANTED = {key.name: IndexedValueType.ValueType(key.indexed_value_type) for key in SEARCH_ATTRIBUTES}
+
+
+async def attributes_amiss(client: Client) -> dict[str, str]:
+    """What is wrong with the search attributes of the client's namespace, by their names; empty where nothing is.
+
+    Raises:
+        RPCError: the server refuses, or there is no such namespace.
+    """
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    present = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    missing = {name: "is missing" for name in _WANTED if name not in present}
+    others = {name for name, wanted in _WANTED.items() if present.get(name, wanted) != wanted}
+    return missing | dict.fromkeys(others, "is registered with another type")
+
+
 async def set_up_namespace(client: Client) -> bool:
     """Make the client's namespace, if it is missing, and register the search attributes that it lacks.
 
@@ -69,11 +90,7 @@ async def set_up_namespace(client: Client) -> bool:
     """
     made = await _make_namespace(client)
     present = await _registered(client)
-    missing = {
-        key.name: IndexedValueType.ValueType(key.indexed_value_type)
-        for key in SEARCH_ATTRIBUTES
-        if key.name not in present.custom_attributes
-    }
+    missing = {name: wanted for name, wanted in _WANTED.items() if name not in present.custom_attributes}
     if missing:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)

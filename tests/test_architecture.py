@@ -137,10 +137,11 @@ def test_nobody_imports_the_worker() -> None:
     assert importers_of("worker") == set()
 
 
-def test_only_the_worker_imports_the_workflows() -> None:
-    assert importers_of("workflows.referral") == {"worker"}
-    assert importers_of("workflows.upkeep") == {"worker"}
-    assert importers_of("workflows.delivery") == {"worker"}
+def test_only_the_worker_and_the_replay_import_the_workflows() -> None:
+    assert importers_of("workflows.referral") == {"workflows.registry"}
+    assert importers_of("workflows.upkeep") == {"workflows.registry"}
+    assert importers_of("workflows.delivery") == {"workflows.registry"}
+    assert importers_of("workflows.registry") == {"worker", "cli.replay"}
 
 
 def test_activities_are_put_together_by_the_worker_alone() -> None:

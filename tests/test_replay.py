@@ -32,10 +32,10 @@ from runtime.settings import PROJECT
 from tests.conftest import BIN
 from tests.scenarios import SCENARIOS, SECOND, Scenario, Trouble, credited, signed_up
 from tests.support import World, until
-from worker import workflow_runner
 from workflows import messages
 from workflows.messages import PaymentReported, ReferralStart, ReferralState
 from workflows.referral import ReferralWorkflow
+from workflows.registry import workflow_runner
 
 HISTORIES = PROJECT / "tests" / "histories"
 CONTINUED = "settled_in_several_runs"

@@ -1,13 +1,20 @@
 """How other programs reach a referral's run: start it with a click, report a signup, pass on news."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -23,12 +30,18 @@ from workflows import messages
 from workflows.messages import (
     AccountErased,
     CycleMoved,
+    Outcome,
     PaymentReported,
     PaymentReversed,
     ReferralStart,
+    Review,
     ReviewStart,
     SignupReported,
+    Void,
 )
+
+AT_ONCE = 100
+"""About how many runs Temporal's list is asked in one question."""
 
 
 class ReferralOverError(Exception):
@@ -37,6 +50,40 @@ class ReferralOverError(Exception):
 
 class UnreachableError(Exception):
     """Temporal could not be reached, or did not do what it was asked to; trying again later may help."""
+
+
+class DecisionRefusedError(Exception):
+    """What an operator decided cannot be: the message says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run stands, as Temporal's description tells.
+
+    Args:
+        workflow_id: of the run.
+        run_id: of the newest, where it went on in several.
+        status: `RUNNING`, or how it ended.
+        stage: the referral's stage, as the run knows it.
+        started_at: when the newest began, UTC.
+        closed_at: when it ended, UTC.
+        events: how long its history is.
+        problem: what keeps it from going on; none where nothing does.
+    """
+
+    workflow_id: str
+    run_id: str
+    status: str
+    stage: Stage | None
+    started_at: datetime
+    closed_at: datetime | None
+    events: int
+    problem: str | None
+
+    @property
+    def open(self) -> bool:
+        """Whether it goes on."""
+        return self.status == WorkflowExecutionStatus.RUNNING.name
 
 
 @dataclass(frozen=True)
@@ -162,6 +209,109 @@ class ReferralRuns:
             return None
         return await _click(description)
 
+    async def decide(self, referral_id: str, asked: Review | Void, decision_id: str) -> Outcome:
+        """Let the referral's run carry out what an operator decided, and wait for what becomes of it.
+
+        That takes a worker, and as long as it takes: who has no patience ends the waiting. A decision that no worker
+        has taken up by then is forgotten; one that was taken up is carried out.
+
+        Args:
+            referral_id: of a referral with a signup; asked of a mere click, it would wake its run for nothing.
+            asked: what was decided, by whom and why.
+            decision_id: the same one again is the same decision.
+
+        Raises:
+            DecisionRefusedError: it cannot be decided.
+            ReferralOverError: the run is closed, or there is none.
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        name = messages.VOID if isinstance(asked, Void) else messages.REVIEW
+        async with _deciding(referral_id):
+            outcome: Outcome = await self._handle(referral_id).execute_update(
+                name, asked, id=decision_id, result_type=Outcome
+            )
+        return outcome
+
+    async def decide_afterwards(self, start: ReviewStart, asked: Review | Void, decision_id: str) -> Outcome:
+        """Let a review carry out what an operator decided about a referral whose own run is closed (rule 20).
+
+        The review is started if none is under way. Arguments and errors are those of :meth:`decide`.
+        """
+        name = messages.VOID if isinstance(asked, Void) else messages.REVIEW
+        review: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            messages.REVIEW_WORKFLOW,
+            start,
+            id=messages.review_id(start.referral_id),
+            task_queue=self._task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            static_summary=f"Review of referral-{start.referral_id}",
+        )
+        async with _deciding(start.referral_id):
+            outcome: Outcome = await self._client.execute_update_with_start_workflow(
+                name, asked, start_workflow_operation=review, id=decision_id, result_type=Outcome
+            )
+        return outcome
+
+    async def run(self, referral_id: str, *, review: bool = False) -> Run | None:
+        """How the run of a referral, or its review, stands; none if Temporal does not know it, or no longer.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        run_id = messages.review_id(referral_id) if review else messages.workflow_id(referral_id)
+        try:
+            async with _reaching_temporal(self._timeout):
+                handle = self._client.get_workflow_handle(run_id)
+                description = await handle.describe(rpc_timeout=self._timeout)
+        except _NotFoundError:
+            return None
+        stage = description.typed_search_attributes.get(messages.REFERRAL_STAGE)
+        return Run(
+            description.id,
+            description.run_id,
+            description.status.name if description.status else "UNKNOWN",
+            Stage(stage) if stage else None,
+            description.start_time,
+            description.close_time,
+            description.history_length,
+            holding_up(description),
+        )
+
+    async def open_among(self, referral_ids: Collection[str]) -> dict[str, Stage]:
+        """Those of the referrals, at most :data:`AT_ONCE`, whose runs are open, with the stages that the runs know.
+
+        Temporal's lists are a moment behind: what they say is to be looked at again.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        names = ", ".join(f"'{messages.workflow_id(referral_id)}'" for referral_id in sorted(referral_ids))
+        return {name: stage async for name, stage in self._open(f"WorkflowId IN ({names})")} if names else {}
+
+    def open_attributed(self) -> AsyncIterator[tuple[str, Stage]]:
+        """Every referral whose run is open and beyond the click, with the stage that the run knows; likewise behind.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        stages = ", ".join(f"'{stage}'" for stage in Stage if stage.open and stage is not Stage.CLICKED)
+        return self._open(f"{messages.REFERRAL_STAGE.name} IN ({stages})")
+
+    async def _open(self, which: str) -> AsyncIterator[tuple[str, Stage]]:
+        query = f"WorkflowType = '{messages.WORKFLOW}' AND ExecutionStatus = 'Running' AND {which}"
+        runs = self._client.list_workflows(query, rpc_timeout=self._timeout)
+        while True:
+            try:
+                async with _reaching_temporal(self._timeout):
+                    run = await anext(runs, None)
+            except _NotFoundError as error:
+                raise UnreachableError(str(error.__cause__)) from error
+            if run is None:
+                return
+            stage = run.typed_search_attributes.get(messages.REFERRAL_STAGE)
+            yield run.id.removeprefix(messages.workflow_id("")), Stage(stage or Stage.CLICKED)
+
     async def _start(
         self,
         start: ReferralStart,
@@ -230,6 +380,33 @@ async def _reaching_temporal(patience: timedelta) -> AsyncIterator[None]:
         raise UnreachableError(str(error)) from error
     except (RuntimeError, TimeoutError) as error:
         raise UnreachableError(str(error)) from error
+
+
+@asynccontextmanager
+async def _deciding(referral_id: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except WorkflowUpdateFailedError as error:
+        raise DecisionRefusedError(getattr(error.cause, "message", str(error.cause))) from None
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise ReferralOverError(referral_id) from error
+        raise UnreachableError(str(error)) from error
+
+
+def holding_up(description: WorkflowExecutionDescription) -> str | None:
+    """What keeps a run from going on, as Temporal sees it; none where nothing does."""
+    for step in description.raw_description.pending_activities:
+        if step.HasField("last_failure"):
+            return f"{step.activity_type.name} failed: {step.last_failure.message}; it is tried again"
+        if not step.HasField("last_started_time"):
+            return "no worker takes up its steps; are the workers running?"
+    if description.raw_description.HasField("pending_workflow_task"):
+        task = description.raw_description.pending_workflow_task
+        if task.attempt > 1:
+            return f"its next step failed {task.attempt - 1} times, and is tried again: see the workers' log"
+        return "no worker takes it up; are the workers running?"
+    return None
 
 
 async def _click(description: WorkflowExecutionDescription) -> Click | None:

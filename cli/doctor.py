@@ -1,0 +1,290 @@
+"""Whether everything is there that the program needs: settings, servers, and what was to be prepared in them."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from pydantic import SecretStr
+from rich.console import Console
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from billing.api import StripeApi, StripeRefusedError, StripeUnreachableError
+from cli.answers import first_line, row, table
+from cli.programs import Program
+from ledger import database
+from ledger.condition import condition
+from ledger.database import Database
+from ledger.migrate import newest_version
+from program.cycles import CLOCKS_DIFFER
+from program.plans import PlansError, load_plans
+from runtime.schedules import schedules_amiss
+from runtime.settings import DoctorSettings, Flaw, StarterSettings, WorkerSettings, flaws_of
+from runtime.temporal import attributes_amiss, connect
+from workflows.jobs import JOBS, upkeep_queue
+
+CLOCKS_AGREE = timedelta(seconds=2)
+"""How far two clocks may be apart before it is worth a word; more than :data:`CLOCKS_DIFFER` is a problem."""
+
+READ_WITHIN = timedelta(hours=3)
+"""Reconciliation reads Stripe's events every hour; for longer than this it is behind."""
+
+PATIENCE = timedelta(seconds=20)
+"""How long Temporal is waited for."""
+
+_SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/=_-]{16,}")
+_API_KEY = re.compile(r"(sk|rk|pk)_(test|live)_\w+")
+
+
+_SETTINGS: Mapping[Program, type[WorkerSettings] | type[StarterSettings]] = {
+    Program.WORKER: WorkerSettings,
+    Program.STARTER: StarterSettings,
+}
+
+
+class Verdict(StrEnum):
+    """How something is: fine, worth a word, worth a look, or to be mended before anything works."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Something that was looked at.
+
+    Args:
+        what: its name, for filters.
+        verdict: how it is.
+        words: what was found, and how it is mended.
+    """
+
+    what: str
+    verdict: Verdict
+    words: str
+
+
+def well(what: str, words: str) -> Examined:
+    """Something is as it should be."""
+    return Examined(what, Verdict.OK, words)
+
+
+def problem(what: str, words: str) -> Examined:
+    """Something has to be mended."""
+    return Examined(what, Verdict.PROBLEM, words)
+
+
+def warning(what: str, words: str) -> Examined:
+    """Something deserves a look."""
+    return Examined(what, Verdict.WARNING, words)
+
+
+async def examine(wanted: Sequence[Program]) -> AsyncIterator[Examined]:
+    """Look at everything, each as far as the environment allows.
+
+    Args:
+        wanted: programs for which the environment has to hold everything; of others it is only noted.
+    """
+    settings = DoctorSettings.load_what_can_be()
+    for found in _settings(wanted):
+        yield found
+    for found in _webhook_secrets(settings.stripe_webhook_secrets):
+        yield found
+    yield _plans(settings)
+    async for found in _database(settings):
+        yield found
+    async for found in _temporal(settings):
+        yield found
+    async for found in _stripe(settings):
+        yield found
+
+
+def _settings(wanted: Sequence[Program]) -> Iterable[Examined]:
+    flaws = {program: flaws_of(settings) for program, settings in _SETTINGS.items()}
+    malformed = {(flaw.setting, flaw.words) for found in flaws.values() for flaw in found if not flaw.missing}
+    for setting, words in sorted(malformed):
+        yield problem("settings", f"{setting}: {words}")
+    for program, found in flaws.items():
+        what, missing = f"settings of the {program}", _missing(found)
+        if not missing and not found:
+            yield well(what, "complete")
+        elif missing:
+            lacks = f"not set: {', '.join(missing)}"
+            yield problem(what, lacks) if program in wanted else Examined(what, Verdict.NOTE, lacks)
+
+
+def _missing(flaws: Iterable[Flaw]) -> list[str]:
+    return [flaw.setting for flaw in flaws if flaw.missing]
+
+
+def _webhook_secrets(secrets: Sequence[SecretStr] | None) -> Iterable[Examined]:
+    if not secrets:
+        return
+    what, values = "webhook secrets", [secret.get_secret_value() for secret in secrets]
+    odd = False
+    for number, value in enumerate(values, start=1):
+        if _API_KEY.fullmatch(value):
+            odd = True
+            yield problem(what, f"number {number} is an API key: take the endpoint's signing secret, whsec_…")
+        elif not _SIGNING_SECRET.fullmatch(value):
+            odd = True
+            yield warning(what, f"number {number} does not look like one of Stripe's, whsec_…: nothing will verify")
+    if len(set(values)) < len(values):
+        odd = True
+        yield warning(what, "one stands there twice")
+    if not odd:
+        yield well(what, f"{len(values)}, of the right form")
+
+
+def _plans(settings: DoctorSettings) -> Examined:
+    try:
+        plans = load_plans(settings.plans_file)
+    except PlansError as error:
+        return problem("plans", str(error))
+    return well("plans", ", ".join(f"{plan.id} ({plan.minutes} minutes, bonus {plan.bonus})" for plan in plans))
+
+
+async def _database(settings: DoctorSettings) -> AsyncIterator[Examined]:
+    if settings.database_url is None:
+        yield problem("database", "not looked at: set REFERRALS_DATABASE_URL")
+        return
+    ledger = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        async for found in _ledger(ledger):
+            yield found
+    except SQLAlchemyError as error:
+        yield problem("database", first_line(getattr(error, "orig", None) or error))
+    finally:
+        await ledger.close()
+
+
+async def _ledger(ledger: Database) -> AsyncIterator[Examined]:
+    async with ledger.transaction() as transaction:
+        known = await condition(transaction)
+    yield well("database", f"PostgreSQL {known.server}, as {known.role}")
+    if known.owns:
+        yield warning("database role", f"{known.role} owns the tables: give the program a role that does not")
+    newest = newest_version()
+    if known.schema == newest:
+        yield well("schema", f"version {newest}")
+    elif known.schema is None:
+        yield problem("schema", "no migration ever ran: referrals migrate")
+        return
+    elif known.schema < newest:
+        yield problem("schema", f"version {known.schema}, and this code wants {newest}: referrals migrate")
+    else:
+        yield problem("schema", f"version {known.schema} is newer than this code, which knows {newest}: deploy it")
+    if known.unreadable:
+        yield problem("privileges", f"{known.role} cannot read {', '.join(known.unreadable)}")
+    async for found in _clocks(ledger, known.offset):
+        yield found
+    if known.events_read_until is not None and datetime.now(UTC) - known.events_read_until > READ_WITHIN:
+        yield warning("reconciliation", f"has read Stripe's events until {known.events_read_until:%Y-%m-%d %H:%M} UTC")
+    if known.endpoints_gone:
+        yield warning("deliveries", f"gone, and sent nothing any more: {', '.join(known.endpoints_gone)}")
+
+
+async def _clocks(ledger: Database, offset: str) -> AsyncIterator[Examined]:
+    if offset:
+        yield problem("clock", f"referrals.clock_offset is set to {offset}; it is for tests alone: reset it")
+    async with ledger.transaction() as transaction:
+        await database.now(transaction)
+        asked = datetime.now(UTC)
+        theirs = await database.now(transaction)
+        answered = datetime.now(UTC)
+    apart = theirs - (asked + (answered - asked) / 2)
+    words = f"the database's is {abs(apart.total_seconds()):.1f} s {'ahead' if apart > timedelta(0) else 'behind'}"
+    if abs(apart) > CLOCKS_DIFFER:
+        yield problem("clock", words)
+    elif abs(apart) > CLOCKS_AGREE:
+        yield warning("clock", words)
+    else:
+        yield well("clock", "the database's and this machine's agree")
+
+
+async def _temporal(settings: DoctorSettings) -> AsyncIterator[Examined]:
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            client = await connect()
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        yield problem("temporal", first_line(error))
+        return
+    try:
+        namespace = await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace)
+        )
+        kept = namespace.config.workflow_execution_retention_ttl.ToTimedelta()
+        yield well("temporal", f"namespace {client.namespace}, closed runs are kept for {kept.days} days")
+        async for found in _prepared(client, settings.task_queue):
+            yield found
+    except RPCError as error:
+        missing = error.status is RPCStatusCode.NOT_FOUND
+        words = f"there is no namespace {client.namespace}: referrals setup-temporal" if missing else str(error)
+        yield problem("temporal", words)
+
+
+async def _prepared(client: Client, task_queue: str) -> AsyncIterator[Examined]:
+    amiss = await attributes_amiss(client)
+    for name, words in amiss.items():
+        yield problem("search attributes", f"{name} {words}: referrals setup-temporal")
+    if not amiss:
+        yield well("search attributes", "all are registered")
+    late = await schedules_amiss(client, task_queue)
+    for schedule_id, words in late.items():
+        yield problem("schedules", f"{schedule_id} {words}: referrals setup-temporal, or resume it")
+    if not late:
+        yield well("schedules", ", ".join(job.schedule_id for job in JOBS))
+    for queue in (task_queue, upkeep_queue(task_queue)):
+        number = await _pollers(client, queue)
+        if number:
+            yield well("workers", f"{number} on the queue {queue}")
+        else:
+            yield problem("workers", f"none polls the queue {queue}: start one, or set REFERRALS_TASK_QUEUE alike")
+
+
+async def _pollers(client: Client, queue: str) -> int:
+    answer = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+    )
+    return len({poller.identity for poller in answer.pollers})
+
+
+async def _stripe(settings: DoctorSettings) -> AsyncIterator[Examined]:
+    if settings.stripe_api_key is None:
+        return
+    key = settings.stripe_api_key.get_secret_value()
+    api = StripeApi(key, settings.stripe_api_base, retries=0)
+    try:
+        await api.page("/v1/events", {"limit": 1})
+        yield well("stripe", f"{settings.stripe_api_base} answers" + (", in test mode" if "_test_" in key else ""))
+    except StripeRefusedError as error:
+        yield problem("stripe", f"the key may not read events: {first_line(error)}")
+    except StripeUnreachableError as error:
+        yield warning("stripe", first_line(error))
+    finally:
+        await api.close()
+
+
+_STYLES = {Verdict.OK: "green", Verdict.NOTE: "", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
+
+
+def render(examined: Sequence[Examined], to: Console) -> None:
+    """Show what was found."""
+    found = table("", "", "")
+    for each in examined:
+        row(found, Text(each.verdict, style=_STYLES[each.verdict]), each.what, each.words)
+    to.print(found)
