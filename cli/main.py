@@ -119,13 +119,13 @@ def demo(
     try:
         from devstack.demo_command import DemoOptions, run
     except ModuleNotFoundError as error:
-        raise _fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
+        raise fail(f"the development stack is not installed here ({error.name} is missing): make setup") from None
     from devstack.errors import StackError
 
     try:
         run(DemoOptions(members, seed, data, yes))
     except StackError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
 
 
 @app.command()
@@ -151,7 +151,7 @@ def portal(
     try:
         session = new_session(deployment(os.environ, data or PROJECT / ".local"), account)
     except StackError as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     typer.echo(session.url)
 
 
