@@ -91,7 +91,9 @@ async def _refuse_open(transaction: Transaction, account_id: str) -> None:
         referral.c.referee_id == account_id, referral.c.stage == Stage.CLICKED
     )
     for referral_id in (await transaction.scalars(reserved)).all():
-        await referrals.move(transaction, referral_id, Stage.REFUSED, now, refusal.words, refusal=refusal)
+        await referrals.move(
+            transaction, referral_id, Stage.REFUSED, now, refusal.words, refusal=refusal, signed_up_at=now
+        )
     waiting = await transaction.execute(select(referral).where(*_open_as_referee(account_id)))
     for row in waiting.all():
         await referrals.refuse_attributed(transaction, row, refusal, now)

@@ -283,7 +283,8 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
         signup = await _signup(transaction, row)
         refusal = refusal_of_signup(signup)
         if refusal is not None:
-            await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal)
+            # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
+            await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
         elif not _window(row).admits(signup.created_at):
             await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
         else:

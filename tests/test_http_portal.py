@@ -491,6 +491,17 @@ def friends_on(page: httpx.Response) -> list[str]:
     return [re.findall(r'datetime="([^"]+)"', each)[0] for each in listed.split("<li>")[1:]]
 
 
+async def test_rule_22_a_friend_who_was_refused_at_the_signup_is_shown_with_the_reason(whole_program: Starter) -> None:
+    rita = await whole_program.subscriber()
+    code = await whole_program.link(rita)
+    old = person("old", created_at=datetime.now(UTC) - timedelta(days=30))
+    await whole_program.reaches(await whole_program.signed_up(old, referral_code=code), "refused")
+    page = await shows(whole_program, await opened(whole_program, rita))
+    assert "No bonus for this one" in page
+    assert "The account existed before" in page
+    assert old.account_id not in page
+
+
 async def test_a_cursor_of_another_account_shows_nothing(starter: Starter, owner: psycopg.Connection) -> None:
     rita, sam = await starter.subscriber("rita"), await starter.subscriber("sam")
     plant_referrals(owner, rita.account_id, await starter.link(rita), 30)

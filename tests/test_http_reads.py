@@ -151,6 +151,23 @@ async def test_rule_12_the_summary_counts_invited_subscribed_and_earned(whole_pr
     assert (summary["invited"], summary["bonus_minutes_earned"]) == (0, 300), "rule 12: in either role"
 
 
+async def test_rule_22_a_signup_that_was_refused_at_once_is_in_the_list_and_says_why(whole_program: Starter) -> None:
+    rita = await whole_program.subscriber()
+    code = await whole_program.link(rita)
+    waiting = await whole_program.signed_up(await whole_program.account(person("new")), referral_code=code)
+    await whole_program.reaches(waiting, "signed_up")
+    old = person("old", created_at=datetime.now(UTC) - timedelta(days=30))
+    refused = await whole_program.signed_up(old, referral_code=code)
+    await whole_program.reaches(refused, "refused")
+    page = await whole_program.get(f"/v1/accounts/{rita.account_id}/referrals")
+    assert [(each["referral_id"], each["stage"]) for each in page["referrals"]] == [
+        (refused, "refused"),
+        (waiting, "signed_up"),
+    ]
+    assert "existed before" in page["referrals"][0]["reason"]
+    assert (await whole_program.summary(rita))["invited"] == 1, "rule 12: it counts for nothing"
+
+
 async def test_the_list_has_the_signed_up_referrals_newest_first(whole_program: Starter) -> None:
     rita = await whole_program.subscriber()
     await whole_program.click(await whole_program.link(rita))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -88,6 +88,9 @@ async def test_whatever_is_shown_is_news_when_it_changes(starter: Starter, url: 
         assert await stream.next() == "changed", "a friend signed up"
         assert (await starter.call("DELETE", f"/v1/accounts/{fred.account_id}")).status_code == 204
         assert await stream.next() == "changed", "the referral was refused"
+        old = person("old", created_at=datetime.now(UTC) - timedelta(days=30))
+        await starter.signed_up(old, referral_code=code)
+        assert await stream.next() == "changed", "a signup was refused at once"
         greta = await starter.account(person("greta"))
         second = await starter.click(code)
         await starter.signed_up(greta, referral_token=second.token)

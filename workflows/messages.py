@@ -243,7 +243,7 @@ class Attribution:
     Args:
         stage: the referral's stage now.
         reason: why, where it ended (rule 22).
-        signed_up_at: when it was attributed, UTC.
+        signed_up_at: when the signup was decided about, UTC; none where the referral had lapsed.
         payment_known: a payment of the friend is already on record.
     """
 
