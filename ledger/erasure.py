@@ -74,7 +74,13 @@ async def _lock(transaction: Transaction, account_id: str, hashes: IdentityHash)
 
 async def _concerned(transaction: Transaction, account_id: str) -> _Concerned:
     customers = await accounts.customers_of(transaction, account_id)
-    referrers = await transaction.execute(select(referral.c.referrer_id).where(*_open_as_referee(account_id)))
+    # Those of referrals that are only reserved, too: their dashboards tell of the refusal.
+    referrers = await transaction.execute(
+        select(referral.c.referrer_id).where(
+            referral.c.referee_id == account_id,
+            referral.c.stage.in_([stage for stage in Stage if stage.awaits_payment]),
+        )
+    )
     return _Concerned(frozenset(customers), frozenset({account_id, *referrers.scalars()}))
 
 
