@@ -38,7 +38,7 @@ from tests.plain_model import PlainModel
 from tests.stories import DAY, START, AskForLink, Put, SignUp, Story, StripeTells, Told, Use, stories
 from tests.support import HASHES, Books, Clock, copied_database
 
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "10"))
 SEED = os.environ.get("HYPOTHESIS_SEED")
 
 PLAN_MINUTES = {"starter": 90, "pro": 360, "power": 1200, "pro_yearly": 360}
@@ -200,6 +200,8 @@ class Life:
                 used = await usage.spend(transaction, self.real(told.account), self.real(told.usage), told.minutes)
             expected = self.model.use(told.account, told.usage, told.minutes, ties=ties)
             assert used.from_bonus == expected, f"{told.account} uses {told.minutes} at {self.now}"
+        # Of which lot they were shows as long as these are open.
+        await self._agree_on(told.account)
 
     async def act(self) -> None:
         """Let the runs that were told do what they do, in the order of the signups; the model decides by itself."""
