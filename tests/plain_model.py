@@ -15,6 +15,7 @@ NEW_ACCOUNT = timedelta(minutes=2)
 SIGNUP_WINDOW = 90 * DAY
 REPORT_WINDOW = 7 * DAY
 RENEWAL_GRACE = 3 * DAY
+CLOCKS_APART = timedelta(minutes=1)
 
 
 @dataclass
@@ -344,8 +345,15 @@ class PlainModel:
         return False
 
     def end_of_credit(self, now: datetime, account: str) -> datetime:
-        """Rules 7 and 8: the end of the cycle that the account is in, if it is in one, and 31 days at most."""
-        ends = [period.end for period in self.paid_periods(account) if period.start <= now < period.end]
+        """Rules 7 and 8: the end of the cycle that the account is in, if it is in one, and 31 days at most.
+
+        One that is paid for and begins within a minute has begun by Stripe's clock.
+        """
+        paid = self.paid_periods(account)
+        ends = [period.end for period in paid if period.start <= now < period.end]
+        if not ends:
+            begins = [(period.start, period.end) for period in paid if now < period.start <= now + CLOCKS_APART]
+            ends = [end for _, end in sorted(begins)[:1]]
         return self.moved(account, now, min(max(ends), now + LONGEST)) if ends else now + LONGEST
 
     def moved(self, account: str, credited_at: datetime, end: datetime) -> datetime:

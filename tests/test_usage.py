@@ -42,6 +42,19 @@ async def test_rule_21_the_soonest_to_expire_is_used_first(books: Books) -> None
     assert [lot.remaining for lot in sorted(await books.lots(referrer), key=lambda lot: lot.expires_at)] == [0, 82]
 
 
+async def test_rule_21_a_use_of_fewer_minutes_than_there_are_bonuses_takes_the_soonest_to_expire(books: Books) -> None:
+    referrer = await books.subscriber("referrer", started=timedelta(days=29))
+    await books.link(referrer)
+    # In no cycle any more, so that each bonus ends 31 days after its own credit.
+    books.clock.advance(timedelta(days=2))
+    await books.credited(referrer, await books.someone(), plan="starter")
+    books.clock.advance(timedelta(days=1))
+    await books.credited(referrer, await books.someone(), plan="pro")
+    await spend(books, referrer, "call", 1)
+    by_end = sorted(await books.lots(referrer), key=lambda lot: lot.expires_at)
+    assert [(lot.minutes, lot.remaining) for lot in by_end] == [(22, 21), (90, 90)]
+
+
 async def test_rule_21_the_same_id_again_has_the_same_answer_and_another_body_is_refused(books: Books) -> None:
     referrer, friend = await books.subscriber("referrer"), await books.someone()
     await books.credited(referrer, friend)
