@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, and_, or_, select
 
 from ledger import accounts, database, grants, portal_sessions, queries, referrals, signals
 from ledger.accounts import UnknownAccountError
@@ -74,8 +74,16 @@ async def _lock(transaction: Transaction, account_id: str, hashes: IdentityHash)
 
 async def _concerned(transaction: Transaction, account_id: str) -> _Concerned:
     customers = await accounts.customers_of(transaction, account_id)
-    referrers = await transaction.execute(select(referral.c.referrer_id).where(*_open_as_referee(account_id)))
+    # Those too whose referral is only reserved: that it ends changes what their dashboards show.
+    referrers = await transaction.execute(
+        select(referral.c.referrer_id).where(or_(and_(*_open_as_referee(account_id)), _reserved_for(account_id)))
+    )
     return _Concerned(frozenset(customers), frozenset({account_id, *referrers.scalars()}))
+
+
+def _reserved_for(account_id: str) -> ColumnElement[bool]:
+    """The referrals that are reserved for an account and not attributed yet."""
+    return and_(referral.c.referee_id == account_id, referral.c.stage == Stage.CLICKED)
 
 
 def _open_as_referee(account_id: str) -> tuple[ColumnElement[bool], ...]:
@@ -87,9 +95,7 @@ async def _refuse_open(transaction: Transaction, account_id: str) -> None:
     """End the referral that waits for the account's first payment, and any that is reserved and not attributed yet."""
     now = await database.now(transaction)
     refusal = Refusal.ACCOUNT_ERASED
-    reserved = select(referral.c.referral_id).where(
-        referral.c.referee_id == account_id, referral.c.stage == Stage.CLICKED
-    )
+    reserved = select(referral.c.referral_id).where(_reserved_for(account_id))
     for referral_id in (await transaction.scalars(reserved)).all():
         await referrals.move(
             transaction, referral_id, Stage.REFUSED, now, refusal.words, refusal=refusal, signed_up_at=now
