@@ -13,6 +13,7 @@ from program.plans import load_plans
 from runtime.settings import StarterSettings
 from starter import (
     accounts,
+    api_page,
     clicks,
     health,
     portal,
@@ -76,6 +77,8 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         version=VERSION,
         summary="Clicks start referrals, signups and payments advance them; here is the way in.",
         lifespan=lifespan,
+        # Their pages run scripts of another host on the site of the dashboard; ours is a page of this one.
+        docs_url=None,
         redoc_url=None,
         # A redirect of the framework's own would be made from whatever Host the caller sends.
         redirect_slashes=False,
@@ -95,6 +98,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         usage,
         stripe_webhooks,
         health,
+        api_page,
     ):
         app.include_router(module.router)
     _name_problems(app)

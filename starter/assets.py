@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fastapi.responses import PlainTextResponse, Response
 
+from starter.preferences import takes_gzip
+
 FOLDER = Path(__file__).parent / "static"
 
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -78,6 +80,6 @@ class Assets:
         if asset.compressed is None:
             return Response(asset.content, 200, headers, asset.media_type)
         headers["Vary"] = "Accept-Encoding"
-        if "gzip" not in accepts:
+        if not takes_gzip(accepts):
             return Response(asset.content, 200, headers, asset.media_type)
         return Response(asset.compressed, 200, headers | {"Content-Encoding": "gzip"}, asset.media_type)

@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from ledger import accounts, database, portal_sessions, queries
-from ledger.accounts import NotAPaidSubscriberError
+from ledger.accounts import NotAPaidSubscriberError, UnknownAccountError
 from ledger.dashboard import dashboard
 from ledger.database import Transaction
 from ledger.portal_sessions import Session
@@ -45,11 +45,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 Route = Callable[..., Awaitable[Response]]
 
 
-def _a_page_where_the_ledger_is_away(route: Route) -> Route:
+def _a_page_whatever_happens(route: Route) -> Route:
     @wraps(route)
     async def answer(*args: Any, request: Request, services: Serving, **kwargs: Any) -> Response:
         try:
             return await route(*args, request=request, services=services, **kwargs)
+        except UnknownAccountError:
+            # Erased since its session was found, and the session with it (rule 23).
+            return _expired(request, services)
         except SQLAlchemyError as error:
             if not database_is_away(error):
                 raise
@@ -61,7 +64,7 @@ def _a_page_where_the_ledger_is_away(route: Route) -> Route:
 
 @router.head("")
 @router.get("")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def get_portal(
     request: Request, services: Serving, session: str | None = None, cursor: str | None = None
 ) -> Response:
@@ -76,7 +79,7 @@ async def get_portal(
 
 
 @router.post("/open")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def open_by_hand(request: Request, services: Serving) -> Response:
     """What :func:`get_portal` does, for a person who was taken for a machine."""
     _from_this_site(request, services)
@@ -84,7 +87,7 @@ async def open_by_hand(request: Request, services: Serving) -> Response:
 
 
 @router.post("/link")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def take_link(request: Request, services: Serving) -> Response:
     """Give the member a link, and record that the terms were accepted (rules 1 and 13)."""
     _from_this_site(request, services)
@@ -106,7 +109,7 @@ async def take_link(request: Request, services: Serving) -> Response:
 
 
 @router.post("/sign-out")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def sign_out(request: Request, services: Serving) -> Response:
     """End the session."""
     _from_this_site(request, services)
@@ -117,8 +120,19 @@ async def sign_out(request: Request, services: Serving) -> Response:
     return answer
 
 
+@router.head("/open")
+@router.get("/open")
+@router.head("/link")
+@router.get("/link")
+@router.head("/sign-out")
+@router.get("/sign-out")
+async def come_back_from_form() -> Response:
+    """Lead to the dashboard whoever asks anew for the address of what answered a form."""
+    return _see_portal()
+
+
 @router.get("/qr.svg")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def get_qr_code(request: Request, services: Serving) -> Response:
     """The member's link, to be scanned."""
     async with services.database.snapshot() as transaction:
@@ -133,7 +147,7 @@ async def get_qr_code(request: Request, services: Serving) -> Response:
 
 
 @router.get("/events")
-@_a_page_where_the_ledger_is_away
+@_a_page_whatever_happens
 async def follow_events(request: Request, services: Serving, version: str | None = None) -> Response:
     """News of the dashboard, for as long as the session lasts: `changed`, and at last `expired`.
 

@@ -63,7 +63,9 @@ def problem(
         detail=detail,
         errors=errors,
     )
-    return JSONResponse(document.model_dump(exclude_none=True), status, dict(headers or {}), PROBLEM)
+    # A 404 may be kept by whoever stands between, unless it says otherwise: what is missing now may be there next.
+    sent = {"Cache-Control": "no-store", **(headers or {})}
+    return JSONResponse(document.model_dump(exclude_none=True), status, sent, PROBLEM)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

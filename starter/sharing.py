@@ -31,6 +31,7 @@ CHANNELS: Mapping[str, str] = {
     "qr": "QR code",
     "link": "Plain link",
     "code": "Code at signup",
+    "operator": "Put right by our team",
     "other": "Other ways",
 }
 """The channels that are known by name."""

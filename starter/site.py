@@ -22,6 +22,7 @@ from program.terms import TERMS_VERSION
 from runtime.settings import StarterSettings
 from starter import invitation_image
 from starter.assets import Assets
+from starter.preferences import preferences, takes_gzip
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,14 +45,7 @@ _DEFAULT_LOCALE = Locale.parse("en_US")
 
 def reader_locale(accept_language: str) -> Locale:
     """How the reader writes numbers, by the browser's word; the words of the pages are English."""
-    weighted: list[tuple[float, str]] = []
-    for part in accept_language[:200].split(","):
-        tag, _, quality = part.partition(";q=")
-        try:
-            weighted.append((-float(quality or 1), tag.strip()))
-        except ValueError:
-            continue
-    for _, tag in sorted(weighted, key=lambda each: each[0]):
+    for tag in preferences(accept_language):
         try:
             return Locale.parse(tag, sep="-")
         except (ValueError, UnknownLocaleError):
@@ -135,7 +129,7 @@ class Site:
         locale = reader_locale(request.headers.get("accept-language", ""))
         body = self.render(template, locale, **values).encode()
         sent = {**SECURITY_HEADERS, "Cache-Control": cache, "Vary": "Accept-Encoding, Accept-Language"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if takes_gzip(request.headers.get("accept-encoding", "")):
             body = gzip.compress(body, compresslevel=6)
             sent["Content-Encoding"] = "gzip"
         return HTMLResponse(body, status, {**sent, **(headers or {})})

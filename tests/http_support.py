@@ -322,6 +322,7 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
     """Hold an answer to be a problem document (RFC 9457) of that status and code."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
     document = answer.json()
     assert document["status"] == status
     assert document["code"] == code, document

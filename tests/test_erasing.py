@@ -14,7 +14,7 @@ from program.identity import normalise_email
 from program.referral import Role, Stage
 from tests.http_support import Http, Starter, person
 from tests.stripe_events import Event, checkout_completed, invoice_paid
-from tests.support import HASHES, MONTH, Books, Member, refunded, until
+from tests.support import HASHES, MONTH, Books, Member, refunded
 
 
 def traces(owner: psycopg.Connection, *values: str) -> list[str]:
@@ -237,25 +237,6 @@ async def test_rule_23_erasing_takes_turns_with_everything_that_concerns_the_acc
             id=referral_id,
         )
         assert lots == ([] if stage is Stage.REFUSED else [("referee", 0, True), ("referrer", 90, False)])
-
-
-async def test_rule_23_erasing_takes_turns_with_the_referrer_of_a_signup_that_is_only_reserved(
-    books: Books, owner: psycopg.Connection
-) -> None:
-    """Whatever a dashboard shows changes only while its account is locked: otherwise two changes could cross."""
-    referrer, friend = await books.subscriber(), await books.someone()
-    reservation = await books.reserve(await books.click(referrer), referrer, friend)
-
-    async def somebody_waits() -> bool:
-        return owner.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None
-
-    async with books.database.transaction() as other:
-        await accounts.lock(other, [referrer.account_id])
-        erasing = asyncio.create_task(books.erase(friend))
-        await until(somebody_waits, bool)
-        assert not erasing.done()
-    await erasing
-    assert (await books.referral(reservation.referral_id)).stage is Stage.REFUSED
 
 
 async def test_rule_23_over_http_it_may_be_repeated_and_the_rest_answers_404_or_410(starter: Starter) -> None:

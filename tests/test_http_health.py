@@ -1,5 +1,6 @@
 """Whether the program lives and is ready, its metrics, and its OpenAPI document."""
 
+import html
 import re
 from typing import Any
 
@@ -97,10 +98,30 @@ async def test_rule_24_an_error_that_nobody_foresaw_is_a_problem_and_is_logged_w
     assert await starter.metric("referrals_http_request_seconds_count", status="500") == 1
 
 
-async def test_docs_are_served(starter: Starter) -> None:
+async def test_the_interface_is_described_on_a_page_with_nothing_inline_and_nothing_from_elsewhere(
+    starter: Starter,
+) -> None:
     answer = await starter.send("GET", "/docs")
     assert answer.status_code == 200
-    assert "/openapi.json" in answer.text
+    # A script of another host could see an open dashboard: it would be on the same site.
+    assert "script" not in answer.text
+    assert "style=" not in answer.text
+    assert "src=" not in answer.text
+    assert all(href.startswith("/assets/") for href in re.findall(r'<link[^>]*href="([^"]*)"', answer.text))
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    document = await document_of(starter)
+    shown = html.unescape(answer.text)
+    for path, methods in document["paths"].items():
+        for method, call in methods.items():
+            assert f"<code>{method.upper()} {path}</code>" in shown
+            assert call.get("description", "") in shown
+    anchors = re.findall(r'href="#([A-Z]\w*)"', answer.text)
+    assert "AccountStanding" in anchors
+    for name in {*anchors, *document["components"]["schemas"]}:
+        assert answer.text.count(f'id="{name}"') == 1
+    assert (await starter.send("GET", "/docs/oauth2-redirect")).status_code == 404
 
 
 def references(part: Any) -> list[str]:

@@ -16,7 +16,7 @@ from program.sessions import EXCHANGE_WITHIN, SESSION_LASTS
 from program.terms import TERMS_VERSION
 from tests.http_support import IPHONE, PUBLIC_URL, TERMS, WHATSAPP, Http, Starter, assert_problem, person
 from tests.stripe_events import unique
-from tests.support import Member
+from tests.support import Member, until
 from workflows.jobs import SWEEP, upkeep_queue
 
 COOKIE = "kally_portal"
@@ -290,6 +290,35 @@ async def test_rule_23_an_address_asked_for_while_the_account_is_erased_opens_no
         assert_ended(await browse(starter, url))
 
 
+async def test_rule_23_a_link_asked_for_while_the_account_is_erased_is_answered_by_a_page(
+    starter: Starter, owner: psycopg.Connection
+) -> None:
+    rita = await starter.subscriber()
+    cookie = await opened(starter, rita)
+
+    async def waiting(number: int) -> None:
+        def lookers() -> int:
+            [(count,)] = owner.execute(
+                "SELECT count(DISTINCT waiting.pid) FROM pg_locks waiting WHERE NOT granted AND EXISTS (SELECT FROM "
+                "pg_locks held WHERE held.pid = waiting.pid AND held.relation = 'account'::regclass)"
+            ).fetchall()
+            return int(count)
+
+        async def look() -> int:
+            return await asyncio.to_thread(lookers)
+
+        await until(look, lambda found: found == number)
+
+    with owner.transaction():
+        owner.execute("SELECT 1 FROM account WHERE account_id = %s FOR UPDATE", [rita.account_id])
+        erasing = asyncio.create_task(starter.call("DELETE", f"/v1/accounts/{rita.account_id}"))
+        await waiting(1)
+        asking = asyncio.create_task(press(starter, "/portal/link", cookie, terms_version=TERMS))
+        await waiting(2)
+    assert (await erasing).status_code == 204
+    assert_ended(await asking)
+
+
 async def test_what_is_left_of_old_visits_is_thrown_away_by_the_sweep(
     starter: Starter, owner: psycopg.Connection
 ) -> None:
@@ -382,6 +411,15 @@ async def test_a_form_without_end_is_not_read_to_its_end(starter: Starter) -> No
     cookie = await opened(starter, await starter.subscriber())
     answer = await browse(starter, "/portal/link", cookie, "POST", content=b"a" * 70_000, headers=OWN_PAGE)
     assert_problem(answer, 413, "content-too-large")
+
+
+@pytest.mark.parametrize("form", ["open", "link", "sign-out"])
+async def test_the_address_of_a_form_visited_by_itself_leads_to_the_dashboard(starter: Starter, form: str) -> None:
+    # What answers a form stands under its address: the page of a visit that has ended, or of a database that is away.
+    for method in ("GET", "HEAD"):
+        answer = await browse(starter, f"/portal/{form}", method=method)
+        assert (answer.status_code, answer.headers.get("location")) == (303, "/portal")
+        assert answer.headers["cache-control"] == "no-store"
 
 
 async def test_a_form_that_is_none_takes_no_link(starter: Starter) -> None:

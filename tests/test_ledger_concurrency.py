@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy import text
 
 from billing.events import reduce_event
-from ledger import accounts, facts, referrals
+from ledger import accounts, erasure, facts, referrals
 from ledger.accounts import Profile
 from ledger.database import Database, Transaction
+from ledger.erasure import ErasedSide
 from ledger.facts import News
 from ledger.referrals import AttributionResult, CreditResult, ExpiryResult
 from program.plans import Plans
@@ -274,6 +275,21 @@ async def test_both_accounts_are_locked_in_the_order_of_their_ids(
         await transaction.execute(text(HOLD_ACCOUNT), {"id": higher})
     await holder.result()
     await credit.result()
+
+
+async def test_rule_23_erasing_a_friend_not_decided_yet_locks_the_referrer_whose_dashboard_shows_it(
+    books: Books, crowd: Database
+) -> None:
+    # The dashboards of several referrers change with it. Without their accounts, two erasings could do so crosswise.
+    referrer, friend = await books.subscriber("z"), await books.someone("a")
+    await books.reserve(await books.click(referrer), referrer, friend)
+    holder = Actor(crowd, holding(HOLD_ACCOUNT, id=referrer.account_id))
+    await holder.begin()
+    erasing: Actor[list[ErasedSide]] = Actor(crowd, lambda tx: erasure.erase(tx, friend.account_id, HASHES))
+    await erasing.begin()
+    assert await erasing.waits()
+    await holder.result()
+    assert await erasing.result()
 
 
 async def test_rule_18_a_customer_shared_with_a_referrer_makes_no_deadlock(books: Books, crowd: Database) -> None:

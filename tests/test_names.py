@@ -53,6 +53,9 @@ def test_a_name_is_shown_without_what_surrounds_it_and_in_one_spelling() -> None
         "Z\u0351\u0301\u0311\u0300\u0302a",
         "\u202eatiR",
         "Rita\u200b",
+        "\u3164",
+        "\uffa0\u1160",
+        "Rita\u115f",
         "👋",
     ],
 )

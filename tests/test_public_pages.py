@@ -324,6 +324,16 @@ async def over_the_wire(client: httpx.AsyncClient, path: str, *, gzip: bool = Tr
     return size
 
 
+@pytest.mark.parametrize("accepts", ["gzip;q=0", "gzip; q=0.000, *", "identity", "x-gzip-like"])
+async def test_who_does_not_take_compressed_answers_gets_none(client: httpx.AsyncClient, accepts: str) -> None:
+    page = await client.get("/refer", headers={"Accept-Encoding": accepts})
+    (style, *_) = (link["href"] for link in Page(page).all("link") if link["href"].endswith(".css"))
+    for answer in (page, await client.get(style, headers={"Accept-Encoding": accepts})):
+        assert answer.status_code == 200
+        assert "content-encoding" not in answer.headers
+        assert "Accept-Encoding" in answer.headers["vary"]
+
+
 @pytest.mark.parametrize("path", ["/refer", "/terms"])
 async def test_the_first_view_is_small(client: httpx.AsyncClient, path: str) -> None:
     page = await read(client, path)
@@ -338,6 +348,8 @@ async def test_numbers_are_written_as_the_reader_writes_them(client: httpx.Async
     german = await read(client, **{"Accept-Language": "de-DE,de;q=0.9,en;q=0.5"})
     assert german.cells[-1][1:3] == ["79\u00a0$", "1.200"]
     assert "each of you gets 25 % of that plan" in german.text
+    spaced = await read(client, **{"Accept-Language": "en; q=0.5, de ; q=0.9"})
+    assert spaced.cells == german.cells
     assert (await read(client, **{"Accept-Language": "tlh, *;q=0.1"})).cells[-1][2] == "1,200"
 
 

@@ -7,7 +7,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from segno import make
 
+from ledger import attributions
 from starter import sharing
+from starter.models import channel_of
 from starter.sharing import DISCLOSURE, INVITATION, WORDS, Share, address, channel_name, link_address, qr_svg, shares
 from tests.http_support import PUBLIC_URL
 
@@ -78,6 +80,11 @@ def test_nothing_in_a_code_or_channel_gets_out_of_its_place() -> None:
     assert parts.path.count("/") == 2
     assert parse_qs(parts.query) == {"c": ["e&f=g"]}
     assert parts.fragment == ""
+
+
+@pytest.mark.parametrize("channel", [attributions.CHANNEL, channel_of(None), channel_of("<b>")])
+def test_a_channel_that_the_program_itself_writes_has_a_name(channel: str) -> None:
+    assert channel_name(channel) != channel
 
 
 @pytest.mark.parametrize("channel", sharing.CHANNELS)
