@@ -14,7 +14,7 @@ STYLE = (
 )
 SCRIPT = """
 console.error('said aloud');
-fetch('/nowhere');
+fetch('/nowhere').then((answer) => answer.text());
 addEventListener('load', () => { undefinedName; });
 requestAnimationFrame(() => requestAnimationFrame(() => {
     document.querySelector('h1').before(Object.assign(document.createElement('div'), {innerHTML: '<h2>late</h2>'}));

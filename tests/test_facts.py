@@ -33,6 +33,7 @@ from tests.stripe_events import (
     paid_by,
     price,
     subscription,
+    unique,
 )
 from tests.support import HASHES, MONTH, Books, DatabaseUrls, Member, copied_database
 
@@ -123,7 +124,7 @@ STREAM = _stream()
 @pytest.fixture(scope="module")
 def shuffled(postgres: EmbeddedPostgres, template: str, plans: Plans) -> Iterator["Shuffled"]:
     with asyncio.Runner() as loop:
-        stream = Shuffled(copied_database(postgres, template, "shuffled"), plans, loop)
+        stream = Shuffled(copied_database(postgres, template, unique("shuffled")), plans, loop)
         yield stream
         loop.run(stream.database.close())
 

@@ -142,7 +142,7 @@ class Shuffled:
 @pytest.fixture(scope="module")
 def shuffled(postgres: EmbeddedPostgres, template: str, plans: Plans) -> Iterator[Shuffled]:
     with asyncio.Runner() as loop:
-        stream = Shuffled(copied_database(postgres, template, "shuffled_reversals"), plans, loop)
+        stream = Shuffled(copied_database(postgres, template, unique("shuffled_reversals")), plans, loop)
         yield stream
         loop.run(stream.database.close())
 

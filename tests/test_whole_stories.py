@@ -36,6 +36,7 @@ from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
 from tests.plain_model import PlainModel
 from tests.stories import CASTS, DAY, START, AskForLink, Plot, Put, SignUp, Story, StripeTells, Told, Use, stories
+from tests.stripe_events import unique
 from tests.support import HASHES, Books, Clock, copied_database
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "8"))
@@ -402,7 +403,7 @@ def loop() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def stopped(postgres: EmbeddedPostgres, template: str, plans: Plans, loop: asyncio.Runner) -> Iterator[Books]:
     """A ledger whose clock stands still, one for all stories."""
-    urls = copied_database(postgres, template, "whole_stories")
+    urls = copied_database(postgres, template, unique("whole_stories"))
     with psycopg.connect(urls.owner.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(
             "CREATE OR REPLACE FUNCTION ledger_now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE AS "
