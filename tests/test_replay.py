@@ -16,6 +16,7 @@ import binascii
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from workflows.registry import workflow_runner
 
 HISTORIES = PROJECT / "tests" / "histories"
 CONTINUED = "settled_in_several_runs"
+GENERATION_OF_TODAY = HISTORIES / version("kallyai-referrals") / "settled_referrer_first.json"
+HOUR, MOMENT = timedelta(hours=1), timedelta(milliseconds=1)
 
 
 def recorded() -> list[Path]:
@@ -202,6 +205,37 @@ async def test_a_change_of_the_commands_without_a_gate_is_noticed(file: Path) ->
     with pytest.raises(NondeterminismError):
         await replayer(Altered, sandboxed=False).replay_workflow(read(file))
     await replayer(Gated, sandboxed=False).replay_workflow(read(file))
+
+
+@pytest.mark.parametrize("after_the_end", [-HOUR, -MOMENT, 0 * MOMENT, MOMENT, HOUR], ids=str)
+async def test_rule_7_a_replay_whose_clock_says_another_time_sleeps_until_the_same_ends(
+    after_the_end: timedelta,
+) -> None:
+    """A replay's clock may differ after a local activity; the timer that a run started must be started all the same.
+
+    It differs by milliseconds where somebody looked at the run with a query while the step was under way.
+    """
+    history = json.loads(GENERATION_OF_TODAY.read_text(encoding="utf-8"))
+    for event in history["events"]:
+        marker = event.get("markerRecordedEventAttributes")
+        result = marker and _payload(marker["details"]["result"])
+        if marker and result.get("expires_at"):
+            ends = [datetime.fromisoformat(end) for end in result["expires_at"].values()]
+            data = _payload(marker["details"]["data"])
+            data["complete_time"] = _timestamp(min(ends) + after_the_end)
+            marker["details"]["data"]["payloads"][0]["data"] = base64.b64encode(json.dumps(data).encode()).decode()
+            break
+    else:
+        raise AssertionError("no credit is recorded")
+    await replayer().replay_workflow(WorkflowHistory.from_json("referral-0", json.dumps(history)))
+
+
+def _payload(payloads: Any) -> Any:
+    return json.loads(base64.b64decode(payloads["payloads"][0]["data"]))
+
+
+def _timestamp(at: datetime) -> dict[str, int]:
+    return {"seconds": int(at.timestamp()), "nanos": at.microsecond * 1000}
 
 
 def _texts(value: Any) -> Iterator[str]:

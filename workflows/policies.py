@@ -38,6 +38,9 @@ VISIBLE_STEP = _StepOptions(
 SHORTEST_SLEEP = timedelta(seconds=1)
 """How long to sleep at least when the database says that a bonus is not due yet."""
 
+SHORTEST_TIMER = timedelta(milliseconds=1)
+"""A timer for a time that has come already: a timer there must be, or a replay might miss it."""
+
 LOOK_AGAIN = timedelta(hours=1)
 """How often a referral that needs attention looks whether it can go on by itself."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -221,19 +221,19 @@ class ReferralWorkflow:
             self._take_expiry(await self._perform(ReferralActivities.expire_bonuses, "expire what is due (rule 7)"))
 
     async def _sleep_until_due(self) -> None:
-        while (due := self._next_due()) > workflow.now() and not self._bonus_or_decision():
-            await self._sleep_until_moved(self._open_bonuses(), due)
+        come = False
+        while not come and not self._bonus_or_decision():
+            come = await self._sleep_until_moved(self._open_bonuses())
 
-    def _next_due(self) -> datetime:
-        return max(min(self._open_bonuses().values()), self._not_due_before)
-
-    async def _sleep_until_moved(self, known: dict[Role, datetime], due: datetime) -> None:
+    async def _sleep_until_moved(self, known: dict[Role, datetime]) -> bool:
+        due = max(min(known.values()), self._not_due_before)
         sides = " and ".join(role for role, expires_at in known.items() if expires_at <= due)
-        await self._until(
+        come = await self._until(
             lambda: self._open_bonuses() != known or self._bonus_or_decision(), due, f"the bonus of the {sides} expires"
         )
         if self._open_bonuses() != known:
             self._show(self._next_expiry())
+        return come
 
     def _take_expiry(self, expiry: messages.Expiry) -> None:
         for role, minutes in expiry.expired_minutes.items():
@@ -275,19 +275,24 @@ class ReferralWorkflow:
             workflow.upsert_search_attributes([messages.REFERRAL_STAGE.value_set(self._state.stage), *changes])
         workflow.set_current_details(story.details(self._start, self._state))
 
-    async def _until(self, condition: Callable[[], bool], at: datetime | None, why: str) -> None:
-        """Wait for a condition, at most until a time; go on in a new run where the history has grown long."""
-        timeout = None if at is None else at - workflow.now()
-        if condition() or (timeout is not None and timeout <= timedelta(0)):
-            return
+    async def _until(self, condition: Callable[[], bool], at: datetime | None, why: str) -> bool:
+        """Wait for a condition, at most until a time; go on in a new run where the history has grown long.
+
+        What is answered, whether the time has come, is known from a timer alone. The clock may say another time in a
+        replay, after a local activity: it tells how long the timer lasts, never whether there is one.
+        """
+        if condition():
+            return False
+        timeout = None if at is None else max(at - workflow.now(), policies.SHORTEST_TIMER)
         try:
             await workflow.wait_condition(
                 lambda: condition() or _history_is_long(), timeout=timeout, timeout_summary=why if timeout else None
             )
         except TimeoutError:
-            return
+            return True
         if _history_is_long():
             workflow.continue_as_new(replace(self._start, state=self._state))
+        return False
 
     async def _perform(
         self, step: Callable[[Any, Any], Coroutine[Any, Any, Answer]], summary: str, about: object = None
