@@ -193,6 +193,9 @@ async def start_dev_server(*arguments: str) -> WorkflowEnvironment:
         dev_server_extra_args=[
             "--dynamic-config-value",
             f"history.transferProcessorMaxPollRPS={POLLS_PER_SECOND}",
+            # A run whose code fails is reported at its first failure, not at the fifth, which takes a minute to come.
+            "--dynamic-config-value",
+            "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute=1",
             *arguments,
         ],
         dev_server_startup_timeout=timedelta(seconds=30),
