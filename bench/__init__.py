@@ -1,0 +1,1 @@
+"""What the program costs and carries, measured and reckoned."""
