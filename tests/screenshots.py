@@ -1,4 +1,4 @@
-"""Pictures of what members, their friends and operators see, for the documents: `make screenshots`, on the real program.
+"""Pictures of what members, friends and operators see, for the documents: `make screenshots`, on the real program.
 
 All that is on pages happens on one day, so that pictures change with the pages and hardly otherwise.
 """
