@@ -56,7 +56,7 @@ UPKEEP_ACTIONS = 60 * HOURS_A_MONTH * (3 + 2) + HOURS_A_MONTH * (3 + 6) + DAYS_A
 OPEN_ROWS_BYTES = 2900
 """Of a waiting click in Temporal's own tables, its history included."""
 VISIBILITY_SQL_BYTES = 8700
-"""In an SQL visibility store: some fifty indexes, each with an entry of every run."""
+"""In an SQL visibility store: nearly sixty indexes, each with an entry of every run."""
 
 # Assumed.
 SIGN_UP = 0.10

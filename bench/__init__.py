@@ -1,1 +1,0 @@
-"""What the program costs and carries, measured and reckoned."""
