@@ -186,13 +186,23 @@ async def world(idle_world: World) -> AsyncIterator[World]:
         yield idle_world
 
 
-async def start_dev_server(*arguments: str) -> WorkflowEnvironment:
-    """Start Temporal's development server, which is the real server, with further arguments of its command line."""
+async def start_dev_server(*arguments: str, ui_port: int | None = None) -> WorkflowEnvironment:
+    """Start Temporal's development server, which is the real server, with further arguments of its command line.
+
+    Args:
+        arguments: of its command line.
+        ui_port: where the Web UI is served; by default it is not.
+    """
     return await WorkflowEnvironment.start_local(
+        ui=ui_port is not None,
+        ui_port=ui_port,
         dev_server_existing_path=str(BIN / "temporal"),
         dev_server_extra_args=[
             "--dynamic-config-value",
             f"history.transferProcessorMaxPollRPS={POLLS_PER_SECOND}",
+            # A run whose code fails is reported at its first failure, not at the fifth, which takes a minute to come.
+            "--dynamic-config-value",
+            "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute=1",
             *arguments,
         ],
         dev_server_startup_timeout=timedelta(seconds=30),

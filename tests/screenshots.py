@@ -1,11 +1,12 @@
-"""Pictures of what members and their friends see, for the documents: `make screenshots`, on the real program.
+"""Pictures of what members, friends and operators see, for the documents: `make screenshots`, on the real program.
 
-All of it happens on one day, so that pictures change with the pages and hardly otherwise.
+All that is on pages happens on one day, so that pictures change with the pages and hardly otherwise.
 """
 
 import argparse
 import asyncio
 import io
+import json
 import logging
 import re
 import shutil
@@ -16,11 +17,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import structlog
 from PIL import Image
+from playwright.async_api import Browser
 from temporalio.testing import WorkflowEnvironment
 
 from devstack.postgres import EmbeddedPostgres
@@ -31,9 +33,10 @@ from runtime.settings import PROJECT
 from tests.browser import find_or_get
 from tests.browser_support import DESKTOP, PHONE, Person, Site, browser_at, site_on
 from tests.conftest import free_port, start_dev_server
-from tests.http_support import PUBLIC_URL, WHATSAPP
+from tests.http_support import PUBLIC_URL, WHATSAPP, serve
 from tests.population import plant
 from tests.support import Clock, DatabaseUrls, Member, World, copied_database
+from tests.web_ui import RUNS, Scene, scene_on
 
 FOLDER = PROJECT / "docs" / "images"
 TODAY = datetime(2026, 6, 18, 9, 24, tzinfo=UTC)
@@ -41,6 +44,31 @@ CODE = "rita7k2m9x"
 COLOURS = 160
 MOST_BYTES = 250_000
 MOST_BYTES_TOGETHER = 1_500_000
+
+WEB_UI: Mapping[str, Any] = {
+    "viewport": {"width": 1440, "height": 700},
+    "color_scheme": "light",
+    "locale": "en-US",
+    "timezone_id": "UTC",
+}
+IN_THE_LIST = ("in review", "marked after the credit", "an unknown price", "credited", "a review")
+"""Whose runs are there when the list is looked at; the first one is opened."""
+WAITS_FOR_SOMEBODY = "ReviewReasons IS NOT NULL AND ExecutionStatus = 'Running'"
+COLUMNS = json.dumps(
+    {
+        "default": [
+            {"label": label}
+            for label in (
+                "Status",
+                "Workflow ID",
+                "ReferralStage",
+                "ReviewReasons",
+                "ReferrerAccount",
+                "RefereeAccount",
+            )
+        ]
+    }
+)
 
 Enter = Callable[[Person], Awaitable[object]]
 
@@ -64,14 +92,22 @@ def at(path: str) -> Enter:
 
 async def main(folder: Path, only: str) -> None:
     """Make the pictures whose names have `only` in them."""
+    sizes = await _web_ui(folder, only)
+    if not only.startswith("temporal"):
+        sizes += await _pages(folder, only)
+    if sum(sizes) > MOST_BYTES_TOGETHER:
+        raise SystemExit(f"the pictures have {sum(sizes)} bytes together: too many for a repository")
+
+
+async def _pages(folder: Path, only: str) -> list[int]:
+    """What members and their friends see."""
     async with _site() as site:
         rita, newcomer = await _rita(site), await _member_with_link(site, "newcomer", "nora4h8w3c")
         wanted = [picture for picture in _pictures(site, rita, newcomer) if only in picture.name]
         sizes = [save(folder / f"{picture.name}.png", await taken(site, picture)) for picture in wanted]
         if only in "invitation":
             sizes.append(save(folder / "invitation.png", await _invitation(site)))
-    if sum(sizes) > MOST_BYTES_TOGETHER:
-        raise SystemExit(f"the pictures have {sum(sizes)} bytes together: too many for a repository")
+    return sizes
 
 
 def _pictures(site: Site, rita: Member, newcomer: Member) -> list[Picture]:
@@ -150,6 +186,52 @@ def save(file: Path, content: bytes) -> int:
     if len(content) > MOST_BYTES:
         raise SystemExit(f"{file} has {len(content)} bytes: too many for a document")
     return len(content)
+
+
+async def _web_ui(folder: Path, only: str) -> list[int]:
+    """What an operator sees in Temporal's Web UI: the list of what waits for somebody, and one of the runs."""
+    wanted = [name for name in ("temporal-list", "temporal-run") if only in name]
+    if not wanted:
+        return []
+    async with _temporal() as (address, scene, browser):
+        held, *_ = await asyncio.gather(*(RUNS[name](scene) for name in IN_THE_LIST))
+        operator = await browser.new_context(**WEB_UI)
+        await operator.add_init_script(f"localStorage.setItem('namespace-workflow-table-columns', '{COLUMNS}')")
+        page = await operator.new_page()
+        page.set_default_timeout(60_000)
+        await page.goto(f"{address}/namespaces/default/workflows?query={quote(WAITS_FOR_SOMEBODY)}")
+        run = page.get_by_role("link", name=held)
+        await run.first.wait_for()
+        await page.get_by_text("unknown-price").first.wait_for()
+        pictures = {"temporal-list": await page.screenshot(animations="disabled")}
+        await page.set_viewport_size({"width": 1440, "height": 900})
+        await run.first.click()
+        await page.wait_for_url("**/timeline*")
+        await page.goto(page.url.rpartition("/")[0] + "/user-metadata")
+        await page.frame_locator("iframe").last.get_by_text("signed up").wait_for()
+        pictures["temporal-run"] = await page.screenshot(animations="disabled")
+        await operator.close()
+    return [save(folder / f"{name}.png", pictures[name]) for name in wanted]
+
+
+@asynccontextmanager
+async def _temporal() -> AsyncIterator[tuple[str, Scene, Browser]]:
+    """The program on a Temporal of its own, at the real time; with the address of the Web UI."""
+    port, clock = free_port(), Clock()
+    with _postgres() as urls:
+        database = Database(urls.app, offset=clock.offset)
+        async with await start_dev_server("--ui-disable-news-fetch", ui_port=port) as server:
+            environment = WorkflowEnvironment.from_client(server.client)
+            world = World(database, load_plans(PROJECT / "plans.toml"), environment, clock, "referrals")
+            try:
+                async with (
+                    serve(world, urls) as starter,
+                    scene_on(starter) as scene,
+                    browser_at(find_or_get()) as browser,
+                ):
+                    yield f"http://127.0.0.1:{port}", scene, browser
+            finally:
+                await database.close()
 
 
 @asynccontextmanager

@@ -127,7 +127,7 @@ async def test_a_run_tells_its_story_in_the_current_details(live_world: World) -
     ends = (await world.referral(click.referral_id)).expires_at
     assert text.startswith("**credited**")
     for role, at in ends.items():
-        assert f"| bonus of the {role} | 90 minutes, usable until {at:%Y-%m-%d %H:%M:%S} UTC |" in text
+        assert f"- bonus of the {role}: 90 minutes, usable until {at:%Y-%m-%d %H:%M:%S} UTC" in text
     await world.outcome(click.referral_id)
     text = await details(world, click.referral_id)
     assert text.startswith("**settled**")

@@ -10,7 +10,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import messages, policies, story
     from workflows.activities import ReferralActivities
     from workflows.decisions import Decisions, check_review, check_void
-    from workflows.messages import Decided, Outcome, PaymentReversed, Review, ReviewStart, Void
+    from workflows.messages import Decided, Outcome, PaymentReversed, Review, Reviewed, ReviewStart, Void
 
 
 @workflow.defn(name=messages.REVIEW_WORKFLOW)
@@ -30,10 +30,14 @@ class ReviewWorkflow:
         self._show()
         while True:
             await workflow.wait_condition(lambda: self._decisions.waiting)
+            decision = self._decisions.next
             decided = await self._decide()
-            if decided.credit is not None:
+            if decided.credit is not None and decided.at is not None:
+                outcome = Outcome(decided.credit.stage, decided.credit.reason, decided.voided_minutes)
+                review = Reviewed(decision.action, decision.by, decision.note, decided.at)
+                workflow.set_current_details(story.reviewed_details(self._start, review, outcome))
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                return Outcome(decided.credit.stage, decided.credit.reason, decided.voided_minutes)
+                return outcome
 
     @workflow.signal(name=messages.REVERSED, description="The qualifying payment was refunded or is disputed.")
     def reversed(self, payment: PaymentReversed) -> None:

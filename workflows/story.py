@@ -5,30 +5,46 @@ from datetime import datetime
 
 from program.doubts import Action, Doubt, in_words
 from program.referral import Role, Stage
-from workflows.messages import Bonus, ReferralStart, ReferralState, ReviewStart
+from workflows.messages import (
+    Bonus,
+    Outcome,
+    ReferralStart,
+    ReferralState,
+    Reviewed,
+    ReviewStart,
+    review_id,
+    workflow_id,
+)
 
 _NOW = {
     Stage.CLICKED: "waits for the friend's signup",
     Stage.SIGNED_UP: "waits for the friend's first payment",
-    Stage.IN_REVIEW: "waits for an operator's decision",
+    Stage.IN_REVIEW: "nobody has a bonus yet; waits for an operator's decision",
     Stage.CREDITED: "both have their bonus; waits for it to expire",
     Stage.SETTLED: "over: both had their bonus, and what was unused has expired",
     Stage.LAPSED: "over without a bonus",
     Stage.REFUSED: "over without a bonus",
     Stage.VOIDED: "over without a bonus",
 }
-
+_CANNOT_GO_ON = "cannot go on before this is mended, and looks again within the hour by itself"
+_IN_DOUBT = "both have their bonus, which is in doubt; waits for it to expire, or for an operator's decision"
+_TAKEN_BACK = "over: both had their bonus, and what was unused was taken back"
 
 _DECIDED = {Action.APPROVE: "approved", Action.REJECT: "rejected", Action.VOID: "voided"}
 
-_HOW = (
-    'Decide by an update of this run: `review` with `{"decision": "approve" or "reject", "by": …, "note": …}`, '
-    'or `void` with `{"by": …, "note": …}`.'
+_REVIEW, _VOID = (f'`{{{before}"by": "your id", "note": "why"}}`' for before in ('"decision": "approve", ', ""))
+_HELD = (
+    f"To decide: *More Actions*, *Send an Update*, `review` with {_REVIEW} credits both; "
+    f'with `"reject"` instead it ends without a bonus. `void` with {_VOID} ends it, too.'
+)
+_MARKED = (
+    f"To decide: *More Actions*, *Send an Update*, `review` with {_REVIEW} lets the bonus stand; "
+    f"`void` with {_VOID} takes back what is unused."
 )
 
 
 def _cell(text: str) -> str:
-    """What an operator wrote, so that it stays within its cell of the table and is no Markdown of ours."""
+    """What an operator wrote, so that it stays within its line of the list and is no Markdown of ours."""
     return (
         " ".join(text.split()).replace("`", "'").replace("|", "/").replace("<", "(").replace("[", "(").replace("]", ")")
     )
@@ -46,29 +62,49 @@ def _bonus(bonus: Bonus) -> str:
     return f"{bonus.minutes} minutes, over since {_time(bonus.expires_at)}; {bonus.expired_minutes} expired unused"
 
 
+def _now(state: ReferralState) -> str:
+    if state.stage is Stage.SIGNED_UP and state.needs_attention:
+        return _CANNOT_GO_ON
+    if state.stage is Stage.CREDITED and state.bonuses and not any(bonus.open for bonus in state.bonuses.values()):
+        return _TAKEN_BACK
+    if state.stage is Stage.CREDITED and doubts_of(state.review_reasons):
+        return _IN_DOUBT
+    return _NOW[state.stage]
+
+
+def _how(referral_id: str, stage: Stage) -> str:
+    if stage is Stage.IN_REVIEW:
+        return _HELD
+    return f"To decide: the run `{review_id(referral_id)}`." if stage is Stage.SETTLED else _MARKED
+
+
+def _reviewed(review: Reviewed) -> str:
+    return f"- {_DECIDED[review.action]}: {_time(review.at)} by `{_cell(review.by)}`, who says: {_cell(review.note)}"
+
+
 def details(start: ReferralStart, state: ReferralState) -> str:
     """Tell where a referral stands, what happened when, and what it waits for."""
-    lines = [f"**{state.stage}**: {_NOW[state.stage]}", ""]
-    if state.reason:
+    held = state.stage is Stage.IN_REVIEW
+    lines = [f"**{state.stage}**: {_now(state)}", ""]
+    # What holds it says why as well.
+    if state.reason and not (held and state.needs_attention):
         lines += [f"Why: {state.reason}", ""]
     if state.needs_attention:
         lines += [f"**Needs attention**: {state.needs_attention}", ""]
     if doubts_of(state.review_reasons):
-        lines += [_HOW, ""]
-    lines += ["| | |", "|---|---|", f"| link of | `{start.referrer}` |", f"| clicked | {_time(start.clicked_at)} |"]
+        lines += [_how(start.referral_id, state.stage), ""]
+    # A list: the Web UI shows the cells of a table without a space between them.
+    lines += [f"- link of: `{start.referrer}`", f"- clicked: {_time(start.clicked_at)}"]
     if state.stage is Stage.CLICKED:
-        lines.append(f"| lapses without a signup | {_time(start.lapses_at)} |")
+        lines.append(f"- lapses without a signup: {_time(start.lapses_at)}")
     if state.referee:
-        lines.append(f"| friend | `{state.referee}` |")
+        lines.append(f"- friend: `{state.referee}`")
     if state.signed_up_at:
-        lines.append(f"| signed up | {_time(state.signed_up_at)} |")
+        lines.append(f"- signed up: {_time(state.signed_up_at)}")
     if state.credited_at:
-        lines.append(f"| credited | {_time(state.credited_at)}, for plan {state.plan} |")
-    lines += [
-        f"| {_DECIDED[each.action]} | {_time(each.at)} by `{_cell(each.by)}`: {_cell(each.note)} |"
-        for each in state.reviews
-    ]
-    lines += [f"| bonus of the {role} | {_bonus(bonus)} |" for role in Role if (bonus := state.bonuses.get(role))]
+        lines.append(f"- credited: {_time(state.credited_at)}, for plan {state.plan}")
+    lines += [_reviewed(review) for review in state.reviews]
+    lines += [f"- bonus of the {role}: {_bonus(bonus)}" for role in Role if (bonus := state.bonuses.get(role))]
     return "\n".join(lines)
 
 
@@ -83,4 +119,22 @@ def review_details(start: ReviewStart, reasons: Iterable[str]) -> str:
     lines = [f"**{start.stage}**: waits for an operator's decision", ""]
     if doubts:
         lines += [f"**Needs attention**: {in_words(doubts)}", ""]
-    return "\n".join([*lines, f"The referral's own run: `referral-{start.referral_id}`.", "", _HOW])
+    return "\n".join([*lines, _own_run(start), "", _MARKED])
+
+
+def reviewed_details(start: ReviewStart, review: Reviewed, outcome: Outcome) -> str:
+    """Tell how such a referral was decided about."""
+    lines = [f"**{outcome.stage}**: decided", ""]
+    if outcome.reason:
+        lines += [f"Why: {outcome.reason}", ""]
+    lines += [_own_run(start), "", _reviewed(review)]
+    lines += [
+        f"- taken back of the {role}: {outcome.minutes_voided.get(role, 0)} minutes"
+        for role in Role
+        if outcome.minutes_voided
+    ]
+    return "\n".join(lines)
+
+
+def _own_run(start: ReviewStart) -> str:
+    return f"The referral's own run: `{workflow_id(start.referral_id)}`."
