@@ -158,18 +158,19 @@ def rehearse(url: str, *, baseline: str, lock_timeout: timedelta = LOCK_TIMEOUT)
     """
     known = pending(url)
     done = Rehearsed(known.version, known.version or "")
+    after = imprint(url)
     for revision in revisions():
         if revision.version not in known.migrations:
             continue
-        before = imprint(url)
         watched = _Watched(getattr(revision.module, "small", ()))
         watch = watched.begin if revision.version > baseline else None
         done.ended_at = migrate(url, revision.version, lock_timeout=lock_timeout, watch=watch)
         done.applied.append(revision.version)
         done.flaws += [f"migration {revision.version}: {words}" for words in watched.flaws]
-        lost = differences(before, imprint(url), getattr(revision.module, "changes", ()))
+        before, after = after, imprint(url)
+        lost = differences(before, after, getattr(revision.module, "changes", ()))
         done.flaws += [f"migration {revision.version}: {words}" for words in lost]
-    done.rows = sum(number for columns in imprint(url).values() for number, _ in list(columns.values())[:1])
+    done.rows = sum(number for columns in after.values() for number, _ in list(columns.values())[:1])
     return done
 
 
@@ -234,7 +235,7 @@ class _Watched:
 
     def begin(self, connection: Connection) -> None:
         """Watch what is executed on a connection from now on."""
-        with connection.connection.cursor() as cursor:
+        with _raw(connection).cursor() as cursor:
             cursor.execute(_TABLES)
             self._tables = {oid: (name, file) for oid, name, file in cursor if name not in self._small}
             cursor.execute(_WORK, [list(self._tables)])
@@ -243,8 +244,8 @@ class _Watched:
         event.listen(connection, "after_cursor_execute", self._executed)
 
     def _executed(self, connection: Connection, *_: object) -> None:
-        raw = connection.connection.dbapi_connection
-        with raw.cursor() as cursor:  # type: ignore[union-attr]
+        raw = _raw(connection)
+        with raw.cursor() as cursor:
             oids = list(self._tables)
             cursor.execute(_LOCKS, [list(_SHUTS_OUT), oids])
             held: dict[int, str] = dict(cursor.fetchall())
@@ -260,7 +261,7 @@ class _Watched:
                 self._tables[oid] = (name, files[oid])
             elif scanned and oid in held:
                 self._say(f"all of {name} is read under a lock ({held[oid]}) that keeps writers out")
-            elif scanned and changed and not raw.autocommit:  # type: ignore[union-attr]
+            elif scanned and changed and not raw.autocommit:
                 self._say(f"rows of {name} are changed all at once: fill() does so some at a time")
         self._work |= work
 
@@ -283,12 +284,19 @@ _REFERENCES = """
 """
 
 
+def _raw(connection: Connection) -> "psycopg.Connection[Any]":
+    raw = connection.connection.dbapi_connection
+    if not isinstance(raw, psycopg.Connection):
+        raise TypeError(f"{type(raw).__name__} is no connection of psycopg")
+    return raw
+
+
 def _plain(url: str) -> str:
     return url.replace("postgresql+psycopg://", "postgresql://")
 
 
 def _one(connection: "psycopg.Connection[Any]", statement: str) -> Any:
-    return connection.execute(statement).fetchone() or ()  # type: ignore[call-overload]
+    return connection.execute(statement).fetchone() or ()
 
 
 def _in_order(connection: "psycopg.Connection[Any]", names: Sequence[str]) -> list[str]:
