@@ -374,6 +374,7 @@ class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
 
     identity_hash_key: OwnSecret | None = None
     metrics_address: str | None = None
+    health_address: str | None = None
     deployment_name: str | None = None
     build_id: str | None = None
     signal_same_device: Handling = Handling.OFF

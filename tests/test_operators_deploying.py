@@ -13,11 +13,13 @@ from cli.main import app
 from devstack.postgres import EmbeddedPostgres
 from ledger.migrate import migrate, newest_version
 from program.referral import Stage
+from runtime.health import health_at
 from runtime.settings import PROJECT
 from tests.conftest import BIN, free_port
 from tests.operator_support import Operator, operator_of
 from tests.stripe_events import unique
 from tests.support import DatabaseUrls, World, copied_database, until
+from tests.test_kubernetes import SCALED_BY
 from tests.test_versioning import builds, release
 from worker import deployment
 
@@ -120,20 +122,33 @@ async def test_the_worker_and_the_http_side_run_as_commands_and_stop_when_told(
     referrer = await world.subscriber()
     click = await world.click(referrer)
     friend = await world.member("friend")
-    worker, api = await start("worker", operator), await start("api", operator, **settings)
+    health, metrics = free_port(), free_port()
+    addresses = {
+        "REFERRALS_HEALTH_ADDRESS": f"127.0.0.1:{health}",
+        "REFERRALS_METRICS_ADDRESS": f"127.0.0.1:{metrics}",
+    }
+    worker, api = await start("worker", operator, **addresses), await start("api", operator, **settings)
 
-    async def ready() -> bool:
+    async def said_at(where: int, path: str) -> str:
         assert (worker.returncode, api.returncode) == (None, None)
         try:
             async with httpx.AsyncClient() as client:
-                return (await client.get(f"http://127.0.0.1:{port}/readyz")).is_success
+                answer = await client.get(f"http://127.0.0.1:{where}{path}")
+                return answer.text if answer.is_success else ""
         except httpx.HTTPError:
-            return False
+            return ""
 
     try:
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
-        await until(ready, bool)
+        await until(lambda: said_at(port, "/readyz"), bool)
+        assert await said_at(health, "/readyz") == "ready\n"
+        assert await said_at(health, "/healthz") == "alive\n"
+        assert await said_at(health, "/metrics") == ""
+        # What the workers are scaled by is there, in milliseconds, under the name of the queue.
+        told = await said_at(metrics, "/metrics")
+        waited = [line for line in told.splitlines() if line.startswith(SCALED_BY[0])]
+        assert any(f'task_queue="{world.task_queue}"' in line and 'le="500"' in line for line in waited), told
         for program in (worker, api):
             program.send_signal(signal.SIGTERM)
         said = [(await program.communicate())[0].decode() for program in (worker, api)]
@@ -145,6 +160,29 @@ async def test_the_worker_and_the_http_side_run_as_commands_and_stop_when_told(
     assert "worker stops" in said[0]
     assert api.returncode in (0, -signal.SIGTERM), said[1]
     assert "Application shutdown complete" in said[1]
+
+
+async def test_a_worker_that_cannot_work_is_alive_and_not_ready() -> None:
+    working = False
+    async with health_at("127.0.0.1:0", lambda: working) as port, httpx.AsyncClient() as client:
+        address = f"http://127.0.0.1:{port}"
+        assert (await client.get(f"{address}/healthz")).status_code == 200
+        assert (await client.get(f"{address}/readyz")).status_code == 503
+        working = True
+        assert (await client.head(f"{address}/readyz")).status_code == 200
+        assert (await client.post(f"{address}/readyz")).status_code == 404
+        # Whoever sends without an end is not listened to.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /" + b"x" * 10_000)
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(RuntimeError, match="REFERRALS_HEALTH_ADDRESS"):
+            async with health_at(f"127.0.0.1:{port}", lambda: True):
+                pass
+    for wrong in ("nowhere", "127.0.0.1:http", "127.0.0.1:99999"):
+        with pytest.raises(RuntimeError, match="cannot answer"):
+            async with health_at(wrong, lambda: True):
+                pass
 
 
 async def test_a_program_that_lacks_settings_says_which_and_ends_with_1(operator: Operator) -> None:
