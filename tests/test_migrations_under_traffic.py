@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from devstack.postgres import EmbeddedPostgres
+from ledger.database import Database, schema_serves
 from ledger.migrate import migrate, newest_version, pending
 from ledger.migrations import steps
 from ledger.rehearsal import _Watched, differences, imprint
@@ -231,6 +232,23 @@ def test_what_is_no_name_is_not_put_into_a_statement(name: str) -> None:
 
 def _execute(statement: str) -> None:
     op.execute(statement)
+
+
+async def test_a_migration_that_takes_something_away_says_whom_it_still_serves(older: DatabaseUrls) -> None:
+    async def served() -> list[bool]:
+        database = Database(older.app, pool_size=1)
+        try:
+            async with database.transaction() as transaction:
+                return [await schema_serves(transaction, wanted) for wanted in ("0007", "0008", BEFORE_TOTALS, "0010")]
+        finally:
+            await database.close()
+
+    assert await served() == [True, True, True, False]
+    with migration_on(older.owner):
+        steps.serves("0008")
+    assert await served() == [False, True, True, False]
+    with pytest.raises(ValueError, match="no version"):
+        steps.serves("'; DROP TABLE entry")
 
 
 BARS = {

@@ -45,17 +45,21 @@ def operator(live_idle_world: World, database_urls: DatabaseUrls) -> Operator:
     return operator_of(live_idle_world, database_urls)
 
 
+def given(operator: Operator, **settings: str) -> Operator:
+    return Operator({**operator.environment, **settings})
+
+
 async def test_migrate_tells_what_is_pending_and_what_it_did(postgres: EmbeddedPostgres, operator: Operator) -> None:
     urls = copied_database(postgres, "template0", unique("pending"))
-    owner = {"REFERRALS_MIGRATION_DATABASE_URL": urls.owner.replace("+psycopg", "")}
+    owner = given(operator, REFERRALS_MIGRATION_DATABASE_URL=urls.owner.replace("+psycopg", ""))
     migrate(urls.owner, "0009")
     behind = {"version": "0009", "wanted": newest_version(), "migrations": ["0010", "0011"]}
     assert await operator.answer("migrate", "--check", status=1, REFERRALS_DATABASE_URL=urls.app) == behind
-    said = await operator.says("migrate", "--check", **owner)
+    said = await owner.says("migrate", "--check")
     assert (said.status, said.out) == (1, "the database is at version 0009; pending: 0010, 0011\n")
-    assert await operator.answer("migrate", **owner) == {"version": newest_version(), "applied": ["0010", "0011"]}
-    assert await operator.answer("migrate", **owner) == {"version": newest_version(), "applied": []}
-    said = await operator.says("migrate", "--check", **owner)
+    assert await owner.answer("migrate") == {"version": newest_version(), "applied": ["0010", "0011"]}
+    assert await owner.answer("migrate") == {"version": newest_version(), "applied": []}
+    said = await owner.says("migrate", "--check")
     assert (said.status, said.out) == (0, f"the database is at version {newest_version()}; nothing is pending\n")
 
 
@@ -195,12 +199,12 @@ async def test_a_program_that_lacks_settings_says_which_and_ends_with_1(operator
 
 async def test_a_release_is_tried_made_current_and_rolled_back(operator: Operator, live_idle_world: World) -> None:
     world, name = live_idle_world, unique("referrals")
-    named = {"REFERRALS_DEPLOYMENT_NAME": name}
-    unknown = await operator.refusal("versions", **named)
-    assert unknown.startswith(f"no worker of a deployment {name}")
-    missing = await operator.refusal("set-current-version", "1", "--patience", "0", **named)
-    assert missing.startswith("release 1 was not made current within 0 seconds")
     assert (await operator.refusal("versions")).startswith("set REFERRALS_DEPLOYMENT_NAME")
+    operator = given(operator, REFERRALS_DEPLOYMENT_NAME=name)
+    unknown = await operator.refusal("versions")
+    assert unknown.startswith(f"no worker of a deployment {name}")
+    missing = await operator.refusal("set-current-version", "1", "--patience", "0")
+    assert missing.startswith("release 1 was not made current within 0 seconds")
     referrer = await world.subscriber()
     click = await world.click(referrer)
     friend = await world.member("friend")
@@ -208,27 +212,27 @@ async def test_a_release_is_tried_made_current_and_rolled_back(operator: Operato
         world.worker(versions=deployment(release(name, "1"))),
         world.worker(versions=deployment(release(name, "2"))),
     ):
-        first = await operator.answer("set-current-version", "1", **named)
+        first = await operator.answer("set-current-version", "1")
         assert first["current"] == "1"
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
         assert set(await builds(world, click.referral_id)) == {"1"}
 
-        tried = await operator.answer("set-current-version", "2", "--ramp", "10", **named)
+        tried = await operator.answer("set-current-version", "2", "--ramp", "10")
         assert (tried["current"], {each["build_id"]: each["ramp"] for each in tried["versions"]}) == (
             "1",
             {"1": None, "2": 10},
         )
-        taken_back = await operator.answer("set-current-version", "2", "--ramp", "0", **named)
+        taken_back = await operator.answer("set-current-version", "2", "--ramp", "0")
         assert {each["build_id"]: each["ramp"] for each in taken_back["versions"]}["2"] in (None, 0)
 
-        await operator.answer("set-current-version", "2", **named)
+        await operator.answer("set-current-version", "2")
         await world.pay(friend, length=timedelta(days=1))
         await world.reaches(click.referral_id, Stage.CREDITED)
         assert (await builds(world, click.referral_id))[-1] == "2"
 
-        back = await operator.answer("set-current-version", REFERRALS_BUILD_ID="1", **named)
+        back = await operator.answer("set-current-version", REFERRALS_BUILD_ID="1")
         assert back["current"] == "1"
-        shown = await operator.says("versions", **named)
+        shown = await operator.says("versions")
     assert shown.status == 0
     assert ["1", "current"] in [line.split()[:2] for line in shown.out.splitlines()]
