@@ -64,7 +64,7 @@ async def test_a_newer_schema_serves_this_code_until_something_is_taken_away(
     assert answer.status_code == 503
     assert answer.json() == {"postgres": True, "schema_current": False, "temporal": True}
     # The code that did it can work with it, whatever it serves.
-    owner.execute(f"UPDATE alembic_version SET version_num = '{newest_version()}'")
+    owner.execute("UPDATE alembic_version SET version_num = %s", [newest_version()])
     assert (await starter.send("GET", "/readyz")).status_code == 200
 
 
