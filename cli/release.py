@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,9 +28,6 @@ from ledger.migrate import revisions
 from ledger.rehearsal import Recording, Rehearsed, rehearse, restore
 from program.plans import load_plans
 from runtime.settings import PROJECT
-
-BASELINE = "0011"
-"""The schema of the first release: no migration up to here ever runs on a database with traffic."""
 
 Say = Callable[[str], None]
 
@@ -84,10 +81,11 @@ async def check(histories: Path, ledgers: Path, contract: Path, copy: str | None
     say("comparing the OpenAPI documents")
     checked = Checked([check_contract(contract)])
     checked.parts.append(await check_histories(histories, say))
-    checked.parts.append(await check_ledgers(ledgers, say))
+    recordings = recorded_ledgers(ledgers)
+    checked.parts.append(await check_ledgers(recordings, say))
     if copy is not None:
         say("migrating the copy")
-        checked.parts.append(await check_copy(copy))
+        checked.parts.append(await check_copy(copy, baseline_of(recordings)))
     return checked
 
 
@@ -128,31 +126,48 @@ async def check_histories(folder: Path, say: Say) -> Part:
     return part
 
 
-async def check_ledgers(folder: Path, say: Say) -> Part:
+def recorded_ledgers(folder: Path) -> dict[str, Recording]:
+    """The ledgers of all released versions, the first one first.
+
+    Raises:
+        CannotCheckError: there are none, or one cannot be read.
+    """
+    found = {file.name.removesuffix(".json.gz"): _read(file) for file in folder.glob("*.json.gz")}
+    if not found:
+        raise CannotCheckError(f"there are no recorded ledgers in {folder}: run it in a checkout, or name them")
+    return dict(sorted(found.items(), key=lambda each: (each[1].schema, each[1].recorded_at)))
+
+
+def baseline_of(recordings: Mapping[str, Recording]) -> str:
+    """The schema of the first release: no migration up to it ever runs on a database with traffic."""
+    return next(iter(recordings.values())).schema
+
+
+async def check_ledgers(recordings: Mapping[str, Recording], say: Say) -> Part:
     """Migrate every recorded ledger, and what the very first schema can hold of the first, to the newest version.
 
     Raises:
-        CannotCheckError: there are none, or PostgreSQL cannot be started.
+        CannotCheckError: PostgreSQL cannot be started.
     """
-    recordings = _recordings(folder)
-    if not recordings:
-        raise CannotCheckError(f"there are no recorded ledgers in {folder}: run it in a checkout, or name them")
+    baseline = baseline_of(recordings)
     part = Part("migrations")
     with _throwaway_postgres() as server:
         for number, (generation, recording) in enumerate(recordings.items()):
             # Every migration runs over data: the very first schema holds much of the first release's already.
             for version in dict.fromkeys([*([] if number else [revisions()[0].version]), recording.schema]):
                 say(f"migrating the ledger of {generation} from {version}")
-                await _migrate(server, recording, version, generation, part)
+                await _migrate(server, recording, version, baseline, generation, part)
     return part
 
 
-async def _migrate(server: EmbeddedPostgres, recording: Recording, version: str, generation: str, part: Part) -> None:
+async def _migrate(
+    server: EmbeddedPostgres, recording: Recording, version: str, baseline: str, generation: str, part: Part
+) -> None:
     url = await asyncio.to_thread(_new_database, server, f"from_{generation}_{version}".replace(".", "_"))
     what = f"{generation} at {version}"
     try:
         await asyncio.to_thread(restore, url, recording, version)
-        done = await asyncio.to_thread(rehearse, url, baseline=BASELINE)
+        done = await asyncio.to_thread(rehearse, url, baseline=baseline)
     except (DBAPIError, psycopg.Error) as error:
         part.flaws.append(f"{what}: {first_line(getattr(error, 'orig', None) or error)}")
         return
@@ -162,15 +177,19 @@ async def _migrate(server: EmbeddedPostgres, recording: Recording, version: str,
     part.checked.append(f"{what}: {_done(done)}")
 
 
-async def check_copy(url: str) -> Part:
+async def check_copy(url: str, baseline: str) -> Part:
     """Migrate a restored copy in place, and check the ledger in it.
+
+    Args:
+        url: of the copy, as its owner.
+        baseline: the schema of the first release.
 
     Raises:
         CannotCheckError: it cannot be reached.
     """
     part = Part("the copy")
     try:
-        done = await asyncio.to_thread(rehearse, url, baseline=BASELINE)
+        done = await asyncio.to_thread(rehearse, url, baseline=baseline)
     except (DBAPIError, psycopg.Error) as error:
         raise CannotCheckError(f"the copy: {first_line(getattr(error, 'orig', None) or error)}") from None
     part.flaws = done.flaws + await _broken(url, None)
@@ -200,10 +219,6 @@ def _done(done: Rehearsed) -> str:
 def _histories(folder: Path) -> dict[str, list[Path]]:
     generations = sorted(each for each in folder.glob("*") if each.is_dir())
     return {each.name: files for each in generations if (files := sorted(each.glob("*.json")))}
-
-
-def _recordings(folder: Path) -> dict[str, Recording]:
-    return {file.name.removesuffix(".json.gz"): _read(file) for file in sorted(folder.glob("*.json.gz"))}
 
 
 def _read(file: Path) -> Recording:

@@ -26,8 +26,8 @@ from worker import GRACEFUL_SHUTDOWN
 
 FOLDER = PROJECT / "deploy" / "kubernetes"
 OVERLAYS = ("production", "temporal-cloud", "temporal-cloud-mtls")
-SUPPORTED = ("1.34", "1.35", "1.36", "1.37")
-"""The versions of Kubernetes that are held to; the pause before the end is a feature of all of them."""
+SUPPORTED = ("1.34", "1.37")
+"""The oldest and the newest version of Kubernetes that are held to."""
 
 Manifest = dict[str, Any]
 
@@ -247,11 +247,11 @@ def validate(manifest: Manifest, version: str) -> None:
     kubernetes_validate.validate(scaler, version, strict=True)
 
 
-@every_overlay
-def test_every_manifest_is_valid_for_every_supported_version(manifests: list[Manifest]) -> None:
-    for version in SUPPORTED:
-        for manifest in manifests:
-            validate(manifest, version)
+@pytest.mark.parametrize("kubernetes", SUPPORTED)
+def test_every_manifest_is_valid_for_every_supported_version(kubernetes: str) -> None:
+    every = [each for overlay in OVERLAYS for each in rendered(FOLDER / "overlays" / overlay)]
+    for manifest in {json.dumps(each, sort_keys=True): each for each in every}.values():
+        validate(manifest, kubernetes)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "NetworkPolicy", "ScaledObject"])

@@ -130,6 +130,16 @@ def test_a_lock_that_is_never_to_be_had_ends_the_migration_and_is_no_longer_wait
         assert pending(older.app).version == BEFORE_TOTALS
 
 
+def test_what_came_before_a_migration_that_fails_is_kept_and_it_goes_on_from_there(older: DatabaseUrls) -> None:
+    with connect(older.owner) as connection:
+        connection.execute("CREATE TABLE attribution (in_the_way text)")
+        with pytest.raises(DBAPIError, match="already exists"):
+            migrate(older.owner)
+        assert pending(older.owner).version == "0010"
+        connection.execute("DROP TABLE attribution")
+    assert migrate(older.owner) == newest_version()
+
+
 def test_whoever_waits_for_another_migration_gives_up_after_all_the_patience(older: DatabaseUrls) -> None:
     said: list[str] = []
     with connect(older.owner) as other:

@@ -86,7 +86,7 @@ async def test_this_code_can_follow_what_is_released(operator: Operator) -> None
     number = len(list((HISTORIES / "0.1.0").glob("*.json")))
     assert f"{number} of 0.1.0" in parts["histories"]["checked"]
     tried = [words.partition(":")[0] for words in parts["migrations"]["checked"]]
-    assert tried == ["0.1.0 at 0001", "0.1.0 at 0011"]
+    assert tried == ["0.1.0 at 0001", f"0.1.0 at {recorded().schema}"]
 
 
 def places(**others: Path) -> list[str]:
@@ -182,7 +182,7 @@ async def test_what_a_later_migration_would_lose_or_hold_up_is_named(
 ) -> None:
     more_migrations(body)
     part = release.Part("migrations")
-    await release._migrate(postgres, recorded(), "0011", unique("later"), part)
+    await release._migrate(postgres, recorded(), newest_version(), newest_version(), unique("later"), part)
     said = [flaw.partition(": ")[2] for flaw in part.flaws]
     assert len(said) == len(LATER[body]), said
     assert all(one.startswith(words) for one, words in zip(said, LATER[body], strict=True)), said
@@ -192,22 +192,23 @@ def test_a_migration_may_say_what_it_takes_away(more_migrations: Any, empty: Dat
     more_migrations(
         "op.execute('ALTER TABLE account DROP COLUMN first_name CASCADE')", 'changes = ("account.first_name",)'
     )
-    restore(empty.owner, recorded(), "0011")
-    done = rehearse(empty.owner, baseline="0011")
-    assert (done.began_at, done.ended_at, done.applied, done.flaws) == ("0011", "9999", ["9999"], [])
+    restore(empty.owner, recorded(), recorded().schema)
+    done = rehearse(empty.owner, baseline=newest_version())
+    assert (done.ended_at, done.applied[-1], done.flaws) == ("9999", "9999", [])
 
 
 async def test_a_restored_copy_is_migrated_and_what_is_wrong_in_it_is_named(
     operator: Operator, empty: DatabaseUrls
 ) -> None:
     restore(empty.owner, recorded(), "0009")
-    sound = await release.check_copy(empty.owner)
+    sound = await release.check_copy(empty.owner, newest_version())
     assert sound.flaws == []
     assert sound.checked[0].endswith(f" migrations to {newest_version()}")
     with psycopg.connect(empty.owner.replace("+psycopg", "")) as connection:
         connection.execute("UPDATE account SET minutes_earned = minutes_earned + 1 WHERE minutes_earned > 0")
     assert any(
-        flaw.startswith("earned-is-counted no longer holds") for flaw in (await release.check_copy(empty.owner)).flaws
+        flaw.startswith("earned-is-counted no longer holds")
+        for flaw in (await release.check_copy(empty.owner, newest_version())).flaws
     )
     refused = await operator.says(
         "release-check",
@@ -227,5 +228,5 @@ async def test_what_is_not_there_is_not_taken_for_fine(operator: Operator, tmp_p
     broken = tmp_path / "0.1.0.json.gz"
     broken.write_bytes(b"nothing")
     with pytest.raises(release.CannotCheckError, match="is no recorded ledger"):
-        await release.check_ledgers(tmp_path, lambda _: None)
+        release.recorded_ledgers(tmp_path)
     assert os.listdir(tmp_path) == [broken.name]  # noqa: PTH208
