@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format screenshots requirements clean
+.PHONY: help setup run test lint format screenshots release-check openapi build-id requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,18 @@ test: lint ## every check and every test
 
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)
+
+release-check: setup ## can this code follow what is released: its runs, its data, its callers?
+	@$(BIN)/referrals release-check $(ARGS)
+
+openapi: setup ## the document of the HTTP contract, docs/openapi.json, made anew
+	$(BIN)/referrals openapi --output docs/openapi.json
+
+# The release itself where the commit is tagged as it; else the commit, too. Letters of a label of Kubernetes.
+build-id: setup ## what this checkout is called in Temporal (REFERRALS_BUILD_ID)
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("kallyai-referrals"))'); \
+	if [ "$$(git describe --tags --exact-match --dirty 2>/dev/null)" = "v$$version" ]; then echo "$$version"; \
+	else echo "$$version-$$(git describe --always --dirty --abbrev=12 --exclude='*')"; fi
 
 format: setup ## put the code into its one format
 	$(BIN)/ruff format .

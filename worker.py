@@ -23,6 +23,7 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import Plans, PlansError, load_plans
 from program.signals import SignalPolicy
+from runtime.health import health_at
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
@@ -241,7 +242,11 @@ async def main() -> None:
         couriers = [build_courier(client, queue, endpoint, deliveries) for endpoint in endpoints]
         log.info("worker started", task_queue=queue, namespace=client.namespace, endpoints=sorted(endpoints))
         referrals = build_worker(client, queue, database, plans, settings.signals, versions, cards=cards)
-        await work([referrals, upkeep, *couriers], stop)
+        workers = [referrals, upkeep, *couriers]
+        if settings.health_address:
+            ready = health_at(settings.health_address, lambda: all(worker.is_running for worker in workers))
+            await stack.enter_async_context(ready)
+        await work(workers, stop)
 
 
 if __name__ == "__main__":

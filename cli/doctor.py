@@ -170,7 +170,7 @@ async def _database(settings: DoctorSettings) -> AsyncIterator[Examined]:
 
 async def _ledger(ledger: Database) -> AsyncIterator[Examined]:
     async with ledger.transaction() as transaction:
-        known = await condition(transaction)
+        known = await condition(transaction, newest_version())
     yield well("database", f"PostgreSQL {known.server}, as {known.role}")
     if known.owns:
         yield warning("database role", f"{known.role} owns the tables: give the program a role that does not")
@@ -182,6 +182,10 @@ async def _ledger(ledger: Database) -> AsyncIterator[Examined]:
         return
     elif known.schema < newest:
         yield problem("schema", f"version {known.schema}, and this code wants {newest}: referrals migrate")
+    elif known.serves:
+        yield warning(
+            "schema", f"version {known.schema}; this code knows {newest}, and can work with it: deploy the newer"
+        )
     else:
         yield problem("schema", f"version {known.schema} is newer than this code, which knows {newest}: deploy it")
     if known.unreadable:

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from cli import operators
-from cli.answers import fail
+from cli import deploying, operators
+from cli.answers import document, fail, say
+from cli.operators import AsJson
 
 app = typer.Typer(
     help="KallyAI's referral program.",
@@ -109,6 +111,7 @@ def demo(
     yes: Annotated[
         bool, typer.Option("--yes", help="Fill a stack that is not the development stack's own: never a real one.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fill a running stack with a believable population to look at: half a year of members and their friends.
 
@@ -123,9 +126,11 @@ def demo(
     from devstack.errors import StackError
 
     try:
-        run(DemoOptions(members, seed, data, yes))
+        filled = run(DemoOptions(members, seed, data, yes), silent=as_json)
     except StackError as error:
         raise fail(error) from None
+    if as_json:
+        document(filled)
 
 
 @app.command()
@@ -137,6 +142,7 @@ def portal(
             help="Folder of the development stack; by default .local of the project.", envvar="REFERRALS_DEV_FOLDER"
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print an address that opens a member's dashboard, once, within minutes.
 
@@ -152,43 +158,10 @@ def portal(
         session = new_session(deployment(os.environ, data or PROJECT / ".local"), account)
     except StackError as error:
         raise fail(error) from None
-    typer.echo(session.url)
-
-
-@app.command()
-def migrate() -> None:
-    """Bring the database's schema up to date, as the role that owns it (REFERRALS_MIGRATION_DATABASE_URL)."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from ledger.migrate import migrate as migrate_database
-    from runtime.settings import MigrationSettings, SettingsError
-
-    try:
-        version = migrate_database(MigrationSettings.load().owner_url)
-    except (SettingsError, SQLAlchemyError) as error:
-        raise fail(error) from None
-    typer.echo(f"the database is at version {version}")
-
-
-@app.command()
-def setup_temporal() -> None:
-    """Make or mend what Temporal needs: the namespace, its search attributes, the Schedules (TEMPORAL_ADDRESS …)."""
-    from temporalio.service import RPCError
-
-    from runtime.schedules import set_up_schedules
-    from runtime.settings import SettingsError, TemporalSetupSettings
-    from runtime.temporal import connect, set_up_namespace
-
-    async def set_up() -> None:
-        settings = TemporalSetupSettings.load()
-        client = await connect()
-        changed = [await set_up_namespace(client), await set_up_schedules(client, settings.task_queue)]
-        typer.echo(f"namespace {client.namespace} {'is set up' if any(changed) else 'was set up already'}")
-
-    try:
-        asyncio.run(set_up())
-    except (SettingsError, RuntimeError, RPCError) as error:
-        raise fail(error) from None
+    if as_json:
+        document(session)
+    else:
+        typer.echo(session.url)
 
 
 @app.command()
@@ -200,6 +173,7 @@ def reconcile(
             formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Reconcile with Stripe now, and wait for it: find what no webhook told of (TEMPORAL_ADDRESS …).
 
@@ -218,10 +192,12 @@ def reconcile(
         begins = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
         if begins and begins > datetime.now(UTC):
             raise fail("--since lies in the future")
-        reconciled = await reconcile_now(await connect(), settings.task_queue, begins, typer.echo)
+        reconciled = await reconcile_now(await connect(), settings.task_queue, begins, say if as_json else typer.echo)
         if not reconciled.possible or reconciled.progress is None:
             raise fail("the workers need REFERRALS_STRIPE_API_KEY and REFERRALS_IDENTITY_HASH_KEY for that")
-        for line in mended(reconciled.progress):
+        if as_json:
+            document(reconciled.progress)
+        for line in () if as_json else mended(reconciled.progress):
             typer.echo(line)
 
     try:
@@ -238,6 +214,7 @@ def import_from_stripe(
     anew: Annotated[
         bool, typer.Option("--anew", help="Begin at the beginning, not where an interrupted import stopped.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring in what Stripe knows already: prices, subscriptions, paid invoices and their payments.
 
@@ -246,7 +223,7 @@ def import_from_stripe(
     starter's REFERRALS_IDENTITY_HASH_KEY.
     """
     from billing.api import StripeApi, StripeRefusedError, StripeUnreachableError
-    from cli.stripe_import import StripeImport
+    from cli.stripe_import import Imported, StripeImport
     from ledger.database import Database, TransactionFailedError
     from program.identity import IdentityHash
     from program.plans import PlansError, load_plans
@@ -259,18 +236,25 @@ def import_from_stripe(
         database = Database(settings.database_url.get_secret_value(), pool_size=1)
         api = StripeApi(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
         try:
-            brought_in = StripeImport(database, api, plans, hashes, typer.echo, dry_run=dry_run)
+            told = say if as_json else typer.echo
+            brought_in = StripeImport(database, api, plans, hashes, told, dry_run=dry_run)
             done = await brought_in.run(anew=anew)
         finally:
             await api.close()
             await database.close()
+        if as_json:
+            document({**asdict(done), "stored": not dry_run})
+        else:
+            tell(done)
+        if done.unreadable:
+            raise fail(f"{done.unreadable} could not be read")
+
+    def tell(done: Imported) -> None:
         typer.echo(f"{done.read} read, {done.new} new" + (", nothing stored" if dry_run else ", all stored"))
         if done.to_tell:
             typer.echo(
                 f"{done.to_tell} concern open referrals: the next reconciliation tells them (referrals reconcile)"
             )
-        if done.unreadable:
-            raise fail(f"{done.unreadable} could not be read")
 
     try:
         asyncio.run(bring_in())
@@ -287,6 +271,7 @@ def record_history(
     workflow_id: Annotated[str, typer.Argument(help="Of the referral's run: referral-…")],
     file: Annotated[Path, typer.Argument(help="Written anew, as JSON.")],
     run_id: Annotated[str | None, typer.Option(help="One run of several. [default: the newest]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's history into a file that can be replayed, without names of machines (TEMPORAL_ADDRESS …)."""
     from temporalio.service import RPCError
@@ -296,7 +281,10 @@ def record_history(
 
     async def write() -> None:
         events = await record(await connect(), workflow_id, file, run_id)
-        typer.echo(f"{events} events of {workflow_id} are in {file}")
+        if as_json:
+            document({"workflow_id": workflow_id, "file": str(file), "events": events})
+        else:
+            typer.echo(f"{events} events of {workflow_id} are in {file}")
 
     try:
         asyncio.run(write())
@@ -308,6 +296,7 @@ def record_history(
 def redeliver(
     delivery_id: Annotated[str, typer.Argument(help="Of the message or of its run: msg_…, delivery-msg_…")],
     endpoint: Annotated[list[str] | None, typer.Option(help="To this one alone, by name. [default: all]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Have a message to the backend delivered again, under the same id (REFERRALS_DATABASE_URL, TEMPORAL_ADDRESS …)."""
     from temporalio.service import RPCError
@@ -326,7 +315,10 @@ def redeliver(
             run = await deliver_again(client, database, settings.task_queue, delivery_id, endpoint or ())
         finally:
             await database.close()
-        typer.echo(f"{run} is under way in namespace {client.namespace}")
+        if as_json:
+            document({"run": run, "namespace": client.namespace})
+        else:
+            typer.echo(f"{run} is under way in namespace {client.namespace}")
 
     try:
         asyncio.run(deliver())
@@ -337,6 +329,7 @@ def redeliver(
 
 
 app.add_typer(operators.app)
+app.add_typer(deploying.app)
 
 
 def main() -> NoReturn:

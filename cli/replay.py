@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from google.protobuf.json_format import ParseError
 from rich.console import Console
-from temporalio.client import Client, WorkflowExecution
+from temporalio.client import Client, WorkflowExecution, WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
@@ -150,6 +153,26 @@ async def _one(client: Client, run: WorkflowExecution, replayed: Replayed) -> No
     replayed.replayed += 1
     if result.replay_failure is not None:
         replayed.failures.append(_failure(run, result.replay_failure))
+
+
+async def replay_file(file: Path) -> str | None:
+    """Replay a recorded history; in words what the code at hand cannot go on with, none where it can.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no history.
+    """
+    history = await asyncio.to_thread(_read, file)
+    replayer = _replayer(pydantic_data_converter)
+    failure = (await replayer.replay_workflow(history, raise_on_replay_failure=False)).replay_failure
+    return None if failure is None else first_line(failure)
+
+
+def _read(file: Path) -> WorkflowHistory:
+    try:
+        return WorkflowHistory.from_json(file.stem, file.read_text(encoding="utf-8"))
+    except (ParseError, ValueError) as error:
+        raise ValueError(f"{file} is no history: {first_line(error)}") from None
 
 
 def _replayer(converter: DataConverter) -> Replayer:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +60,67 @@ class _Stack:
     starter: Deployment | None
 
 
-def run(options: DemoOptions) -> None:
-    """Fill the stack as told, and show what there is.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What there is, for programs to read.
+
+    Args:
+        members: how many.
+        seed: that gives them.
+        added: whether they were added now.
+        until: the end of their half year, UTC.
+        stages: how many referrals there are at each stage.
+        clicks: how often links were followed.
+        minutes: bonus minutes to be used.
+        runs: how many open referrals are in Temporal.
+        behind: how many of those runs are not up to the ledger yet.
+        accounts: of members to look at, by what they show.
+    """
+
+    members: int
+    seed: int
+    added: bool
+    until: datetime
+    stages: dict[str, int]
+    clicks: int
+    minutes: int
+    runs: int
+    behind: int
+    accounts: dict[str, str]
+
+
+def run(options: DemoOptions, *, silent: bool = False) -> Shown:
+    """Fill the stack as told, and show what there is, unless silent; gives it, too.
 
     Raises:
         StackError: it cannot be filled, or nobody said that it may be; the message says why.
     """
     stack = chosen_stack(os.environ, data_folder(options.data), sure=options.sure)
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=silent)
     try:
         filled = asyncio.run(_fill(console, stack, options))
     except Exception as error:
         raise _in_words(error, stack) from None
-    _show(console, filled, options)
-    _show_portals(console, filled, stack)
+    if not silent:
+        _show(console, filled, options)
+        _show_portals(console, filled, stack)
+    people = filled.population
+    return Shown(
+        members=len(people.members),
+        seed=options.seed,
+        added=filled.added,
+        until=filled.until,
+        stages={stage.value: filled.stages.get(stage, 0) for stage in _STAGES},
+        clicks=filled.clicks,
+        minutes=filled.minutes,
+        runs=len(filled.runs),
+        behind=len(filled.behind),
+        accounts={
+            "star": people.star.account_id,
+            "newcomer": people.newcomer.account_id,
+            "guest": people.guest.account_id,
+        },
+    )
 
 
 def chosen_stack(environment: Mapping[str, str], data: Path, *, sure: bool) -> _Stack:

@@ -17,6 +17,7 @@ class Condition:
     Args:
         server: PostgreSQL's version.
         schema: the schema's version; none where no migration ran.
+        serves: whether code that wants the version that was asked for can work with it.
         role: who is connected.
         owns: whether that role owns the tables, or may do anything: then no trigger or privilege holds it back.
         unreadable: the tables that the role cannot read, or that are missing.
@@ -27,6 +28,7 @@ class Condition:
 
     server: str
     schema: str | None
+    serves: bool
     role: str
     owns: bool
     unreadable: tuple[str, ...]
@@ -35,8 +37,8 @@ class Condition:
     endpoints_gone: tuple[str, ...]
 
 
-async def condition(transaction: Transaction) -> Condition:
-    """Look at the database. Where the schema is not there, what depends on it is left out."""
+async def condition(transaction: Transaction, wanted: str) -> Condition:
+    """Look at the database, for code that wants a version of the schema; what there is no schema for is left out."""
     about = (
         await transaction.execute(
             text(
@@ -58,6 +60,7 @@ async def condition(transaction: Transaction) -> Condition:
     return Condition(
         server=about.server,
         schema=schema,
+        serves=await database.schema_serves(transaction, wanted),
         role=about.role,
         owns=bool(about.owns),
         unreadable=tuple(unreadable),

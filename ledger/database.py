@@ -113,3 +113,21 @@ async def schema_version(transaction: Transaction) -> str | None:
         return None
     version: str | None = (await transaction.execute(text("SELECT version_num FROM alembic_version"))).scalar()
     return version
+
+
+async def schema_serves(transaction: Transaction, wanted: str) -> bool:
+    """Whether code that wants a version of the schema can work with the one that is there.
+
+    A newer one serves older code as well, so that programs of two releases run side by side while the newer is rolled
+    out; until a migration takes something away, and says so (`ledger.migrations.steps.serves`).
+
+    Args:
+        transaction: as any role that may read the version.
+        wanted: the newest version that the code knows.
+    """
+    there = await schema_version(transaction)
+    if there is None or there < wanted:
+        return False
+    said = text("SELECT obj_description('alembic_version'::regclass)")
+    floor = str((await transaction.execute(said)).scalar() or "").removeprefix("serves ")
+    return there == wanted or floor <= wanted

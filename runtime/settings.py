@@ -11,6 +11,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -245,6 +246,35 @@ class MigrationSettings(_Settings):
         return url.get_secret_value()
 
 
+class RehearsalSettings(_Settings):
+    """What ``referrals release-check`` may be given: a restored copy, and the addresses that it must not be."""
+
+    copy_database_url: DatabaseUrl | None = None
+    database_url: DatabaseUrl | None = None
+    migration_database_url: DatabaseUrl | None = None
+
+    @property
+    def copy_url(self) -> str | None:
+        """The address of a copy that may be migrated in place, if there is one.
+
+        Raises:
+            SettingsError: it names the database that the programs use.
+        """
+        if self.copy_database_url is None:
+            return None
+        copy = self.copy_database_url.get_secret_value()
+        used = [url.get_secret_value() for url in (self.database_url, self.migration_database_url) if url]
+        if _place(copy) in map(_place, used):
+            raise SettingsError("REFERRALS_COPY_DATABASE_URL names the database in use: restore a copy and name that")
+        return copy
+
+
+def _place(url: str) -> tuple[str | None, int, str]:
+    """Which database it is, whoever connects."""
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or 5432, parts.path
+
+
 class TemporalSetupSettings(_Settings):
     """What ``referrals setup-temporal`` needs: the queue that the Schedules' jobs are beside."""
 
@@ -344,6 +374,7 @@ class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
 
     identity_hash_key: OwnSecret | None = None
     metrics_address: str | None = None
+    health_address: str | None = None
     deployment_name: str | None = None
     build_id: str | None = None
     signal_same_device: Handling = Handling.OFF

@@ -63,6 +63,19 @@ async def connect(
     return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
 
 
+_ELSEWHERE = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.UNAUTHENTICATED)
+"""How a server answers that lets nobody make namespaces or search attributes by this road."""
+
+
+class NotOursToMakeError(RuntimeError):
+    """The server does not let this client make what is missing; the message says what, and where it is made."""
+
+
+def _type_in_words(kind: "IndexedValueType.ValueType") -> str:
+    """A search attribute's type as Temporal's tools call it, such as `KeywordList`."""
+    return "".join(part.capitalize() for part in IndexedValueType.Name(kind).split("_")[3:])
+
+
 _WANTED = {key.name: IndexedValueType.ValueType(key.indexed_value_type) for key in SEARCH_ATTRIBUTES}
 
 
@@ -86,15 +99,25 @@ async def set_up_namespace(client: Client) -> bool:
         Whether anything had to be done.
 
     Raises:
-        RPCError: the server refuses.
+        NotOursToMakeError: it has to be done elsewhere, as with Temporal Cloud; the message says what.
+        RPCError: the server refuses for another reason.
     """
     made = await _make_namespace(client)
     present = await _registered(client)
     missing = {name: wanted for name, wanted in _WANTED.items() if name not in present.custom_attributes}
     if missing:
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
-        )
+        try:
+            await client.operator_service.add_search_attributes(
+                AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+            )
+        except RPCError as error:
+            if error.status not in _ELSEWHERE:
+                raise
+            lacks = ", ".join(f"{name}={_type_in_words(kind)}" for name, kind in missing.items())
+            raise NotOursToMakeError(
+                f"the search attributes of namespace {client.namespace} are made elsewhere (on Temporal Cloud: its "
+                f"console, tcld or Terraform); it lacks {lacks}"
+            ) from None
     return made or bool(missing)
 
 
@@ -122,9 +145,17 @@ async def _make_namespace(client: Client) -> bool:
             raise
         retention = Duration()
         retention.FromTimedelta(RETENTION)
-        await client.workflow_service.register_namespace(
-            RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
-        )
+        try:
+            await client.workflow_service.register_namespace(
+                RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
+            )
+        except RPCError as refusal:
+            if refusal.status not in _ELSEWHERE:
+                raise
+            raise NotOursToMakeError(
+                f"namespace {client.namespace} is made elsewhere (on Temporal Cloud: its console, tcld or Terraform), "
+                f"with a retention of {RETENTION.days} days; there its name ends with the account's: name.a1b2c"
+            ) from None
         return True
     return False
 

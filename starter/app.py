@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Lifespan
 from temporalio.client import Client
 
 from billing.api import StripeApi
@@ -72,6 +74,21 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         if services.stripe:
             await services.stripe.close()
 
+    app = _interface(lifespan)
+    app.state.services = services
+    app.add_middleware(BodyLimit)
+    app.add_middleware(AccessLog, metrics=metrics)
+    handle_problems(app)
+    return app
+
+
+def described() -> dict[str, Any]:
+    """The OpenAPI document, which is the same whatever the settings are."""
+    return _interface().openapi()
+
+
+def _interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """All calls, with nothing behind them yet."""
     app = FastAPI(
         title="KallyAI referral program",
         version=VERSION,
@@ -83,10 +100,6 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         # A redirect of the framework's own would be made from whatever Host the caller sends.
         redirect_slashes=False,
     )
-    app.state.services = services
-    app.add_middleware(BodyLimit)
-    app.add_middleware(AccessLog, metrics=metrics)
-    handle_problems(app)
     for module in (
         public_pages,
         portal,

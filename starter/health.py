@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.service import RPCError
 
-from ledger.database import schema_version
+from ledger.database import schema_serves
 from ledger.migrate import newest_version
 from starter.models import Readiness
 from starter.services import Services, Serving
@@ -26,18 +26,18 @@ async def alive() -> str:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def ready(services: Serving) -> Response:
-    """Whether PostgreSQL, with this code's schema, and Temporal can be reached."""
+    """Whether PostgreSQL, with a schema that serves this code, and Temporal can be reached."""
     schema, temporal = await asyncio.gather(_schema(services), _temporal(services))
-    state = Readiness(postgres=schema is not None, schema_current=schema == newest_version(), temporal=temporal)
+    state = Readiness(postgres=schema is not None, schema_current=bool(schema), temporal=temporal)
     fine = state.postgres and state.schema_current and state.temporal
     return JSONResponse(state.model_dump(), 200 if fine else 503)
 
 
-async def _schema(services: Services) -> str | None:
-    """The schema's version, empty before the first migration; none where PostgreSQL is away."""
+async def _schema(services: Services) -> bool | None:
+    """Whether the schema serves this code; none where PostgreSQL is away."""
     try:
         async with asyncio.timeout(_PATIENCE.total_seconds()), services.database.transaction() as transaction:
-            return await schema_version(transaction) or ""
+            return await schema_serves(transaction, newest_version())
     except (SQLAlchemyError, TimeoutError, OSError):
         return None
 

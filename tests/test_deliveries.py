@@ -482,8 +482,8 @@ async def test_a_message_can_be_delivered_again_by_hand_under_the_same_id(
         await crm.gets(2)
         await post.result(message_id)
 
-        status, said = await redeliver(post, run_id(message_id), "--endpoint", "crm")
-        assert status == 0, said
+        status, said = await redeliver(post, run_id(message_id), "--endpoint", "crm", "--json")
+        assert (status, json.loads(said)["run"]) == (0, run_id(message_id)), said
         await crm.gets(3)
         await post.result(message_id)
     assert (ids(backend.received), ids(crm.received)) == ([message_id] * 2, [message_id] * 3)

@@ -1,5 +1,6 @@
 """`referrals demo`: a believable population, and what becomes of it by the ledger's own rules on real servers."""
 
+import json
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -376,6 +377,13 @@ async def test_the_command_fills_the_stack_that_the_environment_names(
     assert "demo7-0001" in out
     assert "\x1b" not in out
     assert len(await _rows(live_world, "SELECT 1 FROM account")) == FEWEST_MEMBERS
+
+    status, out, err = await command(*arguments, "--yes", "--json", **environment)
+    assert (status, err) == (0, "")
+    document = json.loads(out)
+    assert (document["members"], document["seed"], document["added"]) == (FEWEST_MEMBERS, 7, False)
+    assert document["stages"].keys() == set(Stage)
+    assert document["accounts"]["star"] == "demo7-0001"
 
 
 @pytest.mark.parametrize("gone", ["REFERRALS_DATABASE_URL", "TEMPORAL_ADDRESS"])

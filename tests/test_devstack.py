@@ -618,7 +618,7 @@ def test_it_can_be_filled_with_members_whose_dashboards_open(stack: Run) -> None
     filled = referrals("demo", "--members", "12")
     addresses = re.findall(r"http://127\.0\.0\.1:\d+/portal\?session=\S+", filled)
     assert len(addresses) == 3
-    addresses.append(referrals("portal", "demo1-0001").strip())
+    addresses.append(json.loads(referrals("portal", "demo1-0001", "--json"))["url"])
     assert len(set(addresses)) == 4
     for address in addresses:
         with httpx.Client(headers={"User-Agent": BROWSER}, trust_env=False, follow_redirects=True) as browser:

@@ -8,6 +8,7 @@ import psycopg
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from temporalio.client import Client
 
+from ledger.migrate import newest_version
 from tests.conftest import free_port
 from tests.http_support import WHATSAPP, Starter, assert_problem, person
 
@@ -48,6 +49,23 @@ async def test_a_schema_of_another_version_is_not_ready(
     answer = await starter.send("GET", "/readyz")
     assert answer.status_code == 503
     assert answer.json()["schema_current"] is False
+
+
+async def test_a_newer_schema_serves_this_code_until_something_is_taken_away(
+    starter: Starter, owner: "psycopg.Connection[tuple[Any, ...]]"
+) -> None:
+    # While a release is rolled out its migrations have run, and the pods of the one before go on.
+    owner.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert (await starter.send("GET", "/readyz")).status_code == 200
+    owner.execute(f"COMMENT ON TABLE alembic_version IS 'serves {newest_version()}'")
+    assert (await starter.send("GET", "/readyz")).status_code == 200
+    owner.execute("COMMENT ON TABLE alembic_version IS 'serves 9998'")
+    answer = await starter.send("GET", "/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"postgres": True, "schema_current": False, "temporal": True}
+    # The code that did it can work with it, whatever it serves.
+    owner.execute("UPDATE alembic_version SET version_num = %s", [newest_version()])
+    assert (await starter.send("GET", "/readyz")).status_code == 200
 
 
 async def test_metrics_count_requests_by_route_and_never_by_what_is_in_them(starter: Starter) -> None:

@@ -214,6 +214,18 @@ async def test_what_was_not_prepared_is_named(postgres: EmbeddedPostgres, operat
     assert verdicts(without)["database"] == ("problem", "not looked at: set REFERRALS_DATABASE_URL")
 
 
+async def test_a_schema_that_is_newer_is_a_problem_only_where_this_code_cannot_work_with_it(
+    operator: Operator, owner: "psycopg.Connection[tuple[Any, ...]]"
+) -> None:
+    owner.execute("UPDATE alembic_version SET version_num = '9999'")
+    serves = verdicts(await operator.answer("doctor", status=1))["schema"]
+    owner.execute("COMMENT ON TABLE alembic_version IS 'serves 9999'")
+    refuses = verdicts(await operator.answer("doctor", status=1))["schema"]
+
+    assert serves[0] == "warning"
+    assert refuses == ("problem", f"version 9999 is newer than this code, which knows {newest_version()}: deploy it")
+
+
 async def test_clocks_that_differ_and_a_role_that_may_too_much_are_named(
     operator: Operator, database_urls: DatabaseUrls, postgres: EmbeddedPostgres
 ) -> None:

@@ -132,8 +132,10 @@ async def test_the_command_records_any_run_of_a_namespace(
         said, _ = await process.communicate()
         return process.returncode, said.decode()
 
-    status, said = await referrals(messages.workflow_id(click.referral_id), str(file))
+    workflow_id = messages.workflow_id(click.referral_id)
+    status, said = await referrals(workflow_id, str(file), "--json")
     assert status == 0, said
+    assert json.loads(said) == {"workflow_id": workflow_id, "file": str(file), "events": 1}
     [event] = read(file).events
     assert event.workflow_execution_started_event_attributes.identity == RECORDED
     status, said = await referrals("referral-of-nobody", str(file))

@@ -1,5 +1,6 @@
 """`referrals import`: what Stripe knew before the program did becomes facts, once, whatever interrupts it."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -206,6 +207,8 @@ async def test_the_command_says_how_far_it_is_and_what_keeps_it(
     assert out.splitlines()[1] == "subscriptions: 3 read, 3 new"
     assert out.splitlines()[-1] == "9 read, 9 new, all stored"
     assert len(await books.rows("SELECT 1 FROM paid_period")) == 3
+    again = await command("import", "--json", **environment)
+    assert json.loads(again[1]) == {"read": 9, "new": 0, "unreadable": 0, "to_tell": 0, "stored": True}
     lacking = await command("import")
     assert lacking[0] == 1
     assert "REFERRALS_STRIPE_API_KEY: Field required" in lacking[2]
