@@ -117,6 +117,10 @@ def _standing(story: Story, to: Console) -> None:
         row(facts, "in doubt", referral.review_reasons)
     row(facts, "referrer", f"{referral.referrer_account_id}, by code {referral.code} ({referral.channel})")
     row(facts, "friend", referral.referee_account_id)
+    for other in story.shared:
+        what = "e-mail address" if other.kind == "email" else "Stripe customer"
+        whose = f"{other.account_id}{' (erased)' if other.erased else ''}"
+        row(facts, "shares", f"its {what} with {whose}, {'which had it first' if other.first else 'and had it first'}")
     if referral.plan:
         row(facts, "bonus", f"{referral.bonus_minutes} minutes each, for plan {referral.plan}")
     if story.attributed:
