@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -31,7 +31,7 @@ from runtime.settings import DoctorSettings, Flaw, StarterSettings, WorkerSettin
 from runtime.temporal import attributes_amiss, connect
 from workflows.client import ReferralRuns, UnreachableError
 from workflows.deliveries import WORKFLOW as DELIVERY_WORKFLOW
-from workflows.deliveries import run_id
+from workflows.deliveries import delivery_queue, run_id
 from workflows.jobs import JOBS, upkeep_queue
 from workflows.messages import WORKFLOW, workflow_id
 
@@ -93,6 +93,14 @@ class Examined:
     words: str
 
 
+@dataclass
+class _Behind:
+    """Referrals for which a run should have done something by now, with what that is, where anybody could look."""
+
+    looked: bool = False
+    referrals: dict[str, str] = field(default_factory=dict)
+
+
 def well(what: str, words: str) -> Examined:
     """Something is as it should be."""
     return Examined(what, Verdict.OK, words)
@@ -120,7 +128,7 @@ async def examine(wanted: Sequence[Program]) -> AsyncIterator[Examined]:
     for found in _webhook_secrets(settings.stripe_webhook_secrets):
         yield found
     yield _plans(settings)
-    behind: dict[str, str] = {}
+    behind = _Behind()
     async for found in _database(settings, behind):
         yield found
     async for found in _temporal(settings, behind):
@@ -174,7 +182,7 @@ def _plans(settings: DoctorSettings) -> Examined:
     return well("plans", ", ".join(f"{plan.id} ({plan.minutes} minutes, bonus {plan.bonus})" for plan in plans))
 
 
-async def _database(settings: DoctorSettings, behind: dict[str, str]) -> AsyncIterator[Examined]:
+async def _database(settings: DoctorSettings, behind: _Behind) -> AsyncIterator[Examined]:
     if settings.database_url is None:
         yield problem("database", "not looked at: set REFERRALS_DATABASE_URL")
         return
@@ -188,7 +196,7 @@ async def _database(settings: DoctorSettings, behind: dict[str, str]) -> AsyncIt
         await ledger.close()
 
 
-async def _ledger(ledger: Database, settings: DoctorSettings, behind: dict[str, str]) -> AsyncIterator[Examined]:
+async def _ledger(ledger: Database, settings: DoctorSettings, behind: _Behind) -> AsyncIterator[Examined]:
     async with ledger.transaction() as transaction:
         known = await condition(transaction)
     yield well("database", f"PostgreSQL {known.server}, as {known.role}")
@@ -204,7 +212,7 @@ async def _ledger(ledger: Database, settings: DoctorSettings, behind: dict[str, 
         yield problem("schema", f"version {known.schema}, and this code wants {newest}: referrals migrate")
     else:
         yield problem("schema", f"version {known.schema} is newer than this code, which knows {newest}: deploy it")
-    if known.unreadable:
+    if known.unreadable and known.schema == newest:
         yield problem("privileges", f"{known.role} cannot read {', '.join(known.unreadable)}")
     async for found in _clocks(ledger, known.offset):
         yield found
@@ -246,9 +254,7 @@ def _news_of_stripe(known: Condition, *, may_read: bool) -> Iterable[Examined]:
         yield warning("reconciliation", f"has read Stripe's events until {until}: referrals reconcile")
 
 
-async def _what_is_behind(
-    ledger: Database, settings: DoctorSettings, behind: dict[str, str]
-) -> AsyncIterator[Examined]:
+async def _what_is_behind(ledger: Database, settings: DoctorSettings, behind: _Behind) -> AsyncIterator[Examined]:
     try:
         async with ledger.transaction() as transaction:
             for first, *others in await one_customer(transaction):
@@ -258,7 +264,8 @@ async def _what_is_behind(
                 )
         async with ledger.transaction() as transaction:
             plans = load_plans(settings.plans_file)
-            behind |= await invariants.behind(transaction, plans, LATE, MOST_LOOKED_AT)
+            behind.referrals = await invariants.behind(transaction, plans, LATE, MOST_LOOKED_AT)
+            behind.looked = True
     except PlansError:
         return  # told already
     except SQLAlchemyError as error:
@@ -296,7 +303,7 @@ async def _clocks(ledger: Database, offset: str) -> AsyncIterator[Examined]:
         yield well("clock", "the database's and this machine's agree")
 
 
-async def _temporal(settings: DoctorSettings, behind: Mapping[str, str]) -> AsyncIterator[Examined]:
+async def _temporal(settings: DoctorSettings, behind: _Behind) -> AsyncIterator[Examined]:
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()):
             client = await connect()
@@ -313,7 +320,7 @@ async def _temporal(settings: DoctorSettings, behind: Mapping[str, str]) -> Asyn
             yield found
         async for found in _runs(client, settings.task_queue, behind):
             yield found
-        async for found in _deliveries(client):
+        async for found in _deliveries(client, settings.task_queue):
             yield found
     except UnreachableError as error:
         yield problem("temporal", first_line(error))
@@ -359,9 +366,9 @@ async def _workers(client: Client, queue: str) -> Examined:
     return well("workers", f"{sum(now - at <= POLLS for at in asked.values())} on the queue {queue}")
 
 
-async def _runs(client: Client, task_queue: str, behind: Mapping[str, str]) -> AsyncIterator[Examined]:
+async def _runs(client: Client, task_queue: str, behind: _Behind) -> AsyncIterator[Examined]:
     """What keeps the runs that should have done something, and those of which Temporal itself says that they fail."""
-    suspects = dict(behind) | {name: "" for name in await _failing(client) if name not in behind}
+    suspects = behind.referrals | {name: "" for name in await _failing(client) if name not in behind.referrals}
     runs = ReferralRuns(client, task_queue)
     for referral_id, what in suspects.items():
         run = await runs.run(referral_id)
@@ -374,7 +381,7 @@ async def _runs(client: Client, task_queue: str, behind: Mapping[str, str]) -> A
         words = f"{what}; {keeps}" if what else keeps
         made = warning if run is not None and run.open and run.problem is None else problem
         yield made("runs", f"{referral_id}: {words}: referrals inspect {referral_id}")
-    if not suspects:
+    if behind.looked and not suspects:
         yield well("runs", "none is late")
 
 
@@ -391,7 +398,7 @@ async def _failing(client: Client) -> list[str]:
         raise
 
 
-async def _deliveries(client: Client) -> AsyncIterator[Examined]:
+async def _deliveries(client: Client, task_queue: str) -> AsyncIterator[Examined]:
     """Which endpoints do not take what they are sent, by the deliveries that are under way the longest."""
     query = f"WorkflowType = '{DELIVERY_WORKFLOW}' AND ExecutionStatus = 'Running'"
     number = (await client.count_workflows(query)).count
@@ -406,7 +413,7 @@ async def _deliveries(client: Client) -> AsyncIterator[Examined]:
         for step in description.raw_description.pending_activities:
             if step.activity_type.name != "deliver" or not step.HasField("last_failure"):
                 continue
-            endpoint = step.activity_options.task_queue.name.rpartition("-")[2]
+            endpoint = step.activity_options.task_queue.name.removeprefix(delivery_queue(upkeep_queue(task_queue), ""))
             tried, example = not_taken.get(endpoint, (0, ""))
             said = (
                 f"{step.last_failure.message}, for {run.id.removeprefix(run_id(''))} after {step.attempt - 1} attempts"
