@@ -20,6 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from billing.api import StripeApi, StripeRefusedError, StripeUnreachableError
 from cli.answers import first_line, row, table
 from cli.programs import Program
+from cli.runs import explained
 from ledger import database, invariants
 from ledger.condition import Condition, condition, one_customer
 from ledger.database import Database
@@ -377,7 +378,7 @@ async def _runs(client: Client, task_queue: str, behind: _Behind) -> AsyncIterat
         elif not run.open:
             keeps = f"its run is over ({run.status.lower()})"
         else:
-            keeps = run.problem or "its run is just at it"
+            keeps = (await explained(client, run)).problem or "its run is just at it"
         words = f"{what}; {keeps}" if what else keeps
         made = warning if run is not None and run.open and run.problem is None else problem
         yield made("runs", f"{referral_id}: {words}: referrals inspect {referral_id}")

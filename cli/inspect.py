@@ -7,7 +7,7 @@ from rich.text import Text
 from temporalio.client import Client
 
 from cli.answers import first_line, row, shown, table
-from cli.runs import disagreement, link
+from cli.runs import disagreement, explained, link
 from ledger import inspection
 from ledger.database import Database
 from ledger.inspection import Story
@@ -79,10 +79,10 @@ async def inspect(
         stands = story.referral
         different = disagreement(stands.stage, run, voided=stands.voided_at is not None)
 
-    def with_link(of: Run | None) -> Shown | None:
-        return Shown(of, link(ui_url, client.namespace, of)) if of else None
+    async def with_link(of: Run | None) -> Shown | None:
+        return Shown(await explained(client, of), link(ui_url, client.namespace, of)) if of else None
 
-    return Inspected(referral_id, story, click, with_link(run), with_link(review), different)
+    return Inspected(referral_id, story, click, await with_link(run), await with_link(review), different)
 
 
 def render(seen: Inspected, to: Console) -> None:
