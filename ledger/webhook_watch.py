@@ -34,7 +34,10 @@ async def saw(transaction: Transaction, *, verified: bool, refused: int) -> None
         refused: how many did not; where one fitted, how many did not after it.
     """
     statement = insert(webhook_watch).values(
-        verified_at=ledger_now() if verified else None, refused_at=ledger_now() if refused else None, refused=refused
+        only_row=True,
+        verified_at=ledger_now() if verified else None,
+        refused_at=ledger_now() if refused else None,
+        refused=refused,
     )
     new = statement.excluded
     await transaction.execute(
