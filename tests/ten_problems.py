@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import structlog
 import uvicorn
 from alembic.script import ScriptDirectory
 from temporalio import workflow
@@ -558,6 +560,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     folder: Path = given.data.resolve()
     if given.command == "plant":
+        # What the planting says of its steps would tell where the problems are.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             parser.error(f"{folder} is not empty: name a new folder")
