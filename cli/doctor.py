@@ -261,7 +261,8 @@ async def _what_is_behind(ledger: Database, settings: DoctorSettings, behind: _B
             for first, *others in await one_customer(transaction):
                 yield warning(
                     "accounts",
-                    f"{' and '.join([first, *others])} were reported as one Stripe customer, which stays {first}'s",
+                    f"{' and '.join([first, *others])} were reported as one Stripe customer, which stays {first}'s: "
+                    f"referrals list --friend {others[-1]}",
                 )
         async with ledger.transaction() as transaction:
             plans = load_plans(settings.plans_file)

@@ -47,7 +47,7 @@ from program.plans import load_plans
 from program.referral import Stage
 from runtime.schedules import set_up_schedules
 from runtime.settings import PROJECT
-from runtime.temporal import set_up_namespace
+from runtime.temporal import keep_quiet, set_up_namespace
 from tests.conftest import BIN, free_port
 from tests.http_support import API_KEYS, STRIPE_SECRETS, environment
 from tests.stripe_events import Event, invoice_paid, price, signed, subscription, unique
@@ -255,7 +255,7 @@ async def plant(ground: Ground) -> tuple[Planted, StripeDashboard]:
 
 async def _expiries_that_do_not_come(world: World, planted: Planted) -> None:
     """One run was terminated by mistake, and one was begun by other code, both after the credit."""
-    soon = timedelta(seconds=10)
+    soon = timedelta(seconds=20)
     referrer = await world.subscriber("olga", started=MONTH - soon)
     for name, worker in (("stuck", _worker_of_other_code), ("lagging", World.worker)):
         async with worker(world):
@@ -506,6 +506,7 @@ async def servers(folder: Path) -> AsyncIterator[Ground]:
             ui=True,
             ui_port=ui_port,
             dev_server_existing_path=str(BIN / "temporal"),
+            dev_server_log_level="error",
             search_attributes=SEARCH_ATTRIBUTES,
             data_converter=pydantic_data_converter,
         )
@@ -561,6 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = given.data.resolve()
     if given.command == "plant":
         # What the planting says of its steps would tell where the problems are.
+        keep_quiet()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
