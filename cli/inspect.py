@@ -7,7 +7,7 @@ from rich.text import Text
 from temporalio.client import Client
 
 from cli.answers import first_line, row, shown, table
-from cli.runs import disagreement, link
+from cli.runs import disagreement, explained, link
 from ledger import inspection
 from ledger.database import Database
 from ledger.inspection import Story
@@ -79,10 +79,10 @@ async def inspect(
         stands = story.referral
         different = disagreement(stands.stage, run, voided=stands.voided_at is not None)
 
-    def with_link(of: Run | None) -> Shown | None:
-        return Shown(of, link(ui_url, client.namespace, of)) if of else None
+    async def with_link(of: Run | None) -> Shown | None:
+        return Shown(await explained(client, of), link(ui_url, client.namespace, of)) if of else None
 
-    return Inspected(referral_id, story, click, with_link(run), with_link(review), different)
+    return Inspected(referral_id, story, click, await with_link(run), await with_link(review), different)
 
 
 def render(seen: Inspected, to: Console) -> None:
@@ -117,6 +117,10 @@ def _standing(story: Story, to: Console) -> None:
         row(facts, "in doubt", referral.review_reasons)
     row(facts, "referrer", f"{referral.referrer_account_id}, by code {referral.code} ({referral.channel})")
     row(facts, "friend", referral.referee_account_id)
+    for other in story.shared:
+        what = "e-mail address" if other.kind == "email" else "Stripe customer"
+        whose = f"{other.account_id}{' (erased)' if other.erased else ''}"
+        row(facts, "shares", f"its {what} with {whose}, {'which had it first' if other.first else 'and had it first'}")
     if referral.plan:
         row(facts, "bonus", f"{referral.bonus_minutes} minutes each, for plan {referral.plan}")
     if story.attributed:

@@ -294,24 +294,43 @@ def record_history(
 
 @app.command()
 def redeliver(
-    delivery_id: Annotated[str, typer.Argument(help="Of the message or of its run: msg_…, delivery-msg_…")],
+    delivery_id: Annotated[
+        str | None, typer.Argument(help="Of the message or of its run: msg_…, delivery-msg_…; or --waiting")
+    ] = None,
     endpoint: Annotated[list[str] | None, typer.Option(help="To this one alone, by name. [default: all]")] = None,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="All that wait for their next attempt, to those that have not taken them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a message to the backend delivered again, under the same id (REFERRALS_DATABASE_URL, TEMPORAL_ADDRESS …)."""
+    """Have a message to the backend delivered again, under the same id (REFERRALS_DATABASE_URL, TEMPORAL_ADDRESS …).
+
+    An endpoint that was away is tried again by itself, after hours at last: with --waiting that is now.
+    """
     from temporalio.service import RPCError
 
     from cli.redeliver import redeliver as deliver_again
+    from cli.redeliver import redeliver_waiting
     from ledger.database import Database, TransactionFailedError
     from ledger.outbox import UnknownMessageError
     from runtime.settings import LedgerSettings, SettingsError
     from runtime.temporal import connect
+
+    if (delivery_id is None) is not waiting or (waiting and endpoint):
+        raise fail("give either a message or --waiting")
 
     async def deliver() -> None:
         settings = LedgerSettings.load()
         client = await connect()
         database = Database(settings.database_url.get_secret_value())
         try:
+            if delivery_id is None:
+                number = await redeliver_waiting(client, database, settings.task_queue)
+                if as_json:
+                    document({"messages": number, "namespace": client.namespace})
+                else:
+                    typer.echo(f"{number} under way in namespace {client.namespace}")
+                return
             run = await deliver_again(client, database, settings.task_queue, delivery_id, endpoint or ())
         finally:
             await database.close()

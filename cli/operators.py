@@ -65,6 +65,7 @@ def inspect(referral: Referral, as_json: AsJson = False) -> None:
 def list_referrals(
     stage: Annotated[list[Stage] | None, typer.Option(help="At this stage; may be given more than once.")] = None,
     referrer: Annotated[str | None, typer.Option(help="By the link of this account.")] = None,
+    friend: Annotated[str | None, typer.Option(help="Whose friend this account is.")] = None,
     reason: Annotated[
         str | None,
         typer.Option(help="Refused for it, in doubt or waiting for it: same-email, disputed, unknown-price …"),
@@ -89,7 +90,7 @@ def list_referrals(
         database = Database(LedgerSettings.load().database_url.get_secret_value(), pool_size=1)
         try:
             return await listing.page_of(
-                database, Wanted(stage or (), referrer, reason, needs_attention), limit, cursor
+                database, Wanted(stage or (), referrer, reason, needs_attention, friend), limit, cursor
             )
         finally:
             await database.close()

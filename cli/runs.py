@@ -1,9 +1,25 @@
 """The ledger and a referral's run, side by side."""
 
+from dataclasses import replace
 from urllib.parse import quote
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
 
 from program.referral import Stage
 from workflows.client import Run
+
+LAST_EVENTS = 10
+"""Of a history, so many are looked through for why the next step fails."""
+
+LONGEST_WORDS = 240
+"""How much is told of a failure, in letters."""
+
+NONDETERMINISM = "the code does not fit what the history says was done"
+"""What Temporal calls nondeterminism, in words."""
 
 
 def waits_for_its_run(stage: Stage, *, voided: bool) -> bool:
@@ -39,3 +55,26 @@ def link(ui_url: str | None, namespace: str, run: Run) -> str | None:
     if ui_url is None:
         return None
     return f"{ui_url}/namespaces/{quote(namespace)}/workflows/{quote(run.workflow_id)}/{quote(run.run_id)}/history"
+
+
+async def explained(client: Client, run: Run) -> Run:
+    """The run, with the reason why its next step fails where its history has one: a description does not."""
+    if not run.open or run.problem is None or "step failed" not in run.problem:
+        return run
+    request = GetWorkflowExecutionHistoryReverseRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=run.workflow_id, run_id=run.run_id),
+        maximum_page_size=LAST_EVENTS,
+    )
+    try:
+        answer = await client.workflow_service.get_workflow_execution_history_reverse(request)
+    except RPCError:
+        return run
+    for event in answer.history.events:
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
+            failed = event.workflow_task_failed_event_attributes
+            words = (failed.failure.message.strip().splitlines() or [""])[0][:LONGEST_WORDS]
+            if failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR:
+                words = f"{NONDETERMINISM} ({words})"
+            return replace(run, problem=f"{run.problem.partition(':')[0]}: {words}")
+    return run

@@ -5,12 +5,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, tuple_
+from sqlalchemy import Row, and_, func, or_, select, tuple_
 
 from ledger import periods, queries
 from ledger.database import Transaction
 from ledger.queries import Step
-from ledger.tables import attribution, card_check, delivery, entry, grant, outbox, referral, review
+from ledger.tables import (
+    account,
+    attribution,
+    card_check,
+    delivery,
+    entry,
+    grant,
+    identity,
+    outbox,
+    referral,
+    review,
+)
 from program.doubts import Action
 from program.payments import Payment, plan_paid_for
 from program.plans import Plans
@@ -150,6 +161,23 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """Another account that has, or had, the friend's e-mail or Stripe customer (rules 10 and 18).
+
+    Args:
+        kind: `email` or `customer`.
+        account_id: the other account.
+        first: whether it was the other's before it was the friend's.
+        erased: whether the other account was erased.
+    """
+
+    kind: str
+    account_id: str
+    first: bool
+    erased: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """Everything that the ledger knows of a referral, each list in the order in which it happened."""
 
@@ -160,6 +188,7 @@ class Story:
     reviews: list[Review]
     grants: list[Grant]
     messages: list[Told]
+    shared: list[Shared]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +200,14 @@ class Wanted:
         referrer_id: by this account's link.
         reason: refused for it, or held, marked or waiting for it: a word such as `same-email`.
         needs_attention: only what waits for a person, or for something that a person has to mend.
+        referee_id: whose friend this account is.
     """
 
     stages: Sequence[Stage] = ()
     referrer_id: str | None = None
     reason: str | None = None
     needs_attention: bool = False
+    referee_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +262,28 @@ async def story(transaction: Transaction, referral_id: str, plans: Plans) -> Sto
         reviews=await _reviews(transaction, referral_id),
         grants=await _grants(transaction, referral_id),
         messages=await _messages(transaction, referral_id),
+        shared=await _shared(transaction, row.referee_id),
     )
+
+
+async def _shared(transaction: Transaction, account_id: str) -> list[Shared]:
+    own, other = identity.alias("own"), identity.alias("other")
+    rows = await transaction.execute(
+        select(
+            other.c.kind,
+            other.c.account_id,
+            (tuple_(other.c.first_seen_at, other.c.account_id) < tuple_(own.c.first_seen_at, own.c.account_id)).label(
+                "first"
+            ),
+            account.c.erased_at.is_not(None).label("erased"),
+        )
+        .select_from(own)
+        .join(other, and_(other.c.kind == own.c.kind, other.c.hash == own.c.hash))
+        .join(account, account.c.account_id == other.c.account_id)
+        .where(own.c.account_id == account_id, other.c.account_id != account_id)
+        .order_by(other.c.first_seen_at, other.c.account_id, other.c.kind)
+    )
+    return [Shared(row.kind, row.account_id, row.first, row.erased) for row in rows]
 
 
 async def _payments(transaction: Transaction, row: Row[Any], plans: Plans) -> list[Paid]:
@@ -344,6 +396,8 @@ async def find(transaction: Transaction, wanted: Wanted, limit: int, after: tupl
         query = query.where(referral.c.stage.in_(list(wanted.stages)))
     if wanted.referrer_id is not None:
         query = query.where(referral.c.referrer_id == wanted.referrer_id)
+    if wanted.referee_id is not None:
+        query = query.where(referral.c.referee_id == wanted.referee_id)
     if wanted.reason is not None:
         query = query.where((referral.c.refusal == wanted.reason) | referral.c.review_reasons.any(wanted.reason))
     if wanted.needs_attention:

@@ -253,6 +253,10 @@ PAID_IS_CREDITED = Invariant(
 
 NAMES = (*(each.name for each in INVARIANTS), PAID_IS_CREDITED.name)
 
+_UNDECIDED = "the signup is not decided"
+_NOT_EXPIRED = "a bonus is due and has not expired"
+_NOT_CREDITED = "the friend has paid and nobody is credited"
+
 _COUNTED = {
     "accounts": account,
     "referrals": referral,
@@ -299,6 +303,31 @@ async def check(transaction: Transaction, plans: Plans, patience: Patience, keep
     async for referral_id in _paid_and_waiting(transaction, plans, patience.untold):
         found.add(referral_id, keep)
     yield found
+
+
+async def behind(transaction: Transaction, plans: Plans, late: timedelta, limit: int) -> dict[str, str]:
+    """Referrals for which a run should have done something by now, with what that is; at most `limit`.
+
+    Args:
+        transaction: within which.
+        plans: the plans on sale.
+        late: how long ago it should have been done.
+        limit: how many are looked for.
+    """
+    wanted = {"signups-decided": _UNDECIDED, "expiries-on-time": _NOT_EXPIRED}
+    found: dict[str, str] = {}
+    for each in INVARIANTS:
+        if each.name in wanted:
+            offenders = await transaction.execute(
+                text(f"{each.offenders} LIMIT :limit"), {"late": late, "limit": limit}
+            )
+            # The id of a grant is that of its referral and the side.
+            found |= {one.partition("-")[0]: wanted[each.name] for one in offenders.scalars()}
+    async for referral_id in _paid_and_waiting(transaction, plans, late):
+        if len(found) >= limit:
+            break
+        found[referral_id] = _NOT_CREDITED
+    return dict(list(found.items())[:limit])
 
 
 async def _paid_and_waiting(transaction: Transaction, plans: Plans, untold: timedelta) -> AsyncIterator[str]:

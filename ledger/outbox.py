@@ -335,6 +335,18 @@ async def tidy(transaction: Transaction, limit: int) -> int:
     return max(len(forgotten.all()), len(thrown_away.all()))
 
 
+async def undelivered(transaction: Transaction, limit: int, after: str = "") -> list[str]:
+    """A page of the messages that are not delivered to everybody yet and are not given up, by their ids."""
+    now = await database.now(transaction)
+    rows = await transaction.execute(
+        select(outbox.c.message_id)
+        .where(outbox.c.due_at.is_not(None), outbox.c.created_at > now - TOO_OLD, outbox.c.message_id > after)
+        .order_by(outbox.c.message_id)
+        .limit(limit)
+    )
+    return list(rows.scalars())
+
+
 async def waiting(transaction: Transaction) -> int:
     """How many messages are not delivered to everybody yet."""
     return (await transaction.execute(select(func.count()).where(outbox.c.due_at.is_not(None)))).scalar_one()

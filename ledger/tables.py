@@ -180,6 +180,16 @@ stripe_event = Table(
 )
 """Events of Stripe's that were applied, which prices they named, and when every referral concerned had been told."""
 
+webhook_watch = Table(
+    "webhook_watch",
+    metadata,
+    Column("only_row", Boolean, primary_key=True),
+    Column("verified_at", _TIME),
+    Column("refused_at", _TIME),
+    Column("refused", BigInteger),
+)
+"""When an event of Stripe's last came with a signature that fits, and how many since with none; one row."""
+
 stripe_cursor = Table(
     "stripe_cursor",
     metadata,

@@ -32,6 +32,7 @@ from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
 from starter.services import Services
+from starter.signatures import Signatures
 from starter.site import Site
 from starter.tokens import Tokens
 from workflows.client import ReferralRuns
@@ -63,6 +64,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         metrics=metrics,
         site=Site(settings, plans),
         live=LiveUpdates(database),
+        signatures=Signatures(database),
         stripe=_stripe(settings),
     )
 

@@ -19,6 +19,7 @@ from runtime.settings import StarterSettings
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import ProblemError
+from starter.signatures import Signatures
 from starter.site import Site
 from starter.tokens import Tokens
 from workflows.client import ReferralRuns
@@ -43,6 +44,7 @@ class Services:
     metrics: Metrics
     site: Site
     live: LiveUpdates
+    signatures: Signatures
     stripe: StripeApi | None = None
     now: Callable[[], datetime] = utc_now
 

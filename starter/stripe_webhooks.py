@@ -38,7 +38,14 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
     shows that in its dashboard, and what it sends again then is not lost.
     """
     body = await _body(request)
-    _verify(body, request.headers.get("stripe-signature"), services.settings.stripe_webhook_secrets)
+    signature = request.headers.get("stripe-signature")
+    try:
+        _verify(body, signature, services.settings.stripe_webhook_secrets)
+    except ProblemError:
+        if signature is not None and "v1=" in signature:  # what bears none was not sent by Stripe
+            await services.signatures.did_not_fit()
+        raise
+    await services.signatures.fitted()
     try:
         event = await read_event(json.loads(body), services.stripe)
     except (MalformedEventError, ValueError, RecursionError) as error:

@@ -156,6 +156,7 @@ async def test_where_everything_is_as_it_should_be_the_doctor_says_so(
         "search attributes",
         "schedules",
         "workers",
+        "runs",
     }
     assert text.status == 0
     for secret in ("the first API key", "whsec_", "token secret", "postgresql://"):

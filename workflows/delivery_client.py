@@ -35,13 +35,21 @@ class DeliveryRuns:
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    async def start(self, order: DeliveryOrder) -> None:
+    async def start(self, order: DeliveryOrder, *, anew: bool = False) -> None:
         """Start a delivery, if it is not under way. One that is asked for again takes the place of the one before.
+
+        Args:
+            order: which.
+            anew: one that is under way begins anew, with those that have not taken it yet.
 
         Raises:
             RPCError: Temporal could not be reached, or refused.
         """
-        conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING if order.again else WorkflowIDConflictPolicy.USE_EXISTING
+        conflict = (
+            WorkflowIDConflictPolicy.TERMINATE_EXISTING
+            if order.again or anew
+            else WorkflowIDConflictPolicy.USE_EXISTING
+        )
         await self._client.start_workflow(
             WORKFLOW,
             order,
