@@ -171,6 +171,70 @@ def _decide(referral: str, action: Action, by: str, note: str, patience: float, 
 
 
 @app.command()
+def retry(referral: Referral, patience: Patience = 60, as_json: AsJson = False) -> None:
+    """Have a referral's run look again at once: a step that failed, a payment, a bonus that is due; wait for it.
+
+    What was done already is only read, so nobody is credited twice. Exit status 1: it has not looked, or still needs
+    attention. Needs REFERRALS_DATABASE_URL and TEMPORAL_ADDRESS …
+    """
+    from cli import retry as retrying
+    from cli.waiting import NoAnswerError
+    from ledger.database import Database
+    from runtime.settings import LedgerSettings
+    from runtime.temporal import connect
+
+    async def look_again() -> retrying.Retried:
+        settings = LedgerSettings.load()
+        client = await connect()
+        database = Database(settings.database_url.get_secret_value(), pool_size=1)
+        try:
+            return await retrying.retry(
+                client, database, settings.task_queue, _id(referral), say, timedelta(seconds=patience)
+            )
+        finally:
+            await database.close()
+
+    try:
+        retried = perform(look_again())
+    except retrying.NothingToRetryError as error:
+        raise fail(f"nothing to retry: {error}") from None
+    except NoAnswerError as error:
+        raise fail(f"asked, and not done within {patience:g} seconds: {error}") from None
+    if as_json:
+        document(retried)
+    else:
+        console().print(retrying.in_words(retried), soft_wrap=True)
+    if retried.needs_attention:
+        raise typer.Exit(1)
+
+
+@app.command()
+def failing(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100, as_json: AsJson = False
+) -> None:
+    """List the runs whose step keeps failing, as Temporal knows them: also while the database is away.
+
+    A run is listed within a minute, and no longer once its step has succeeded. Exit status 1: there are such runs; 2:
+    it could not be asked. Needs TEMPORAL_ADDRESS …
+    """
+    from cli import retry as retrying
+    from runtime.settings import TemporalSetupSettings
+    from runtime.temporal import connect
+    from workflows.client import Failing, ReferralRuns
+
+    async def look() -> list[Failing]:
+        return await ReferralRuns(await connect(), TemporalSetupSettings.load().task_queue).failing(limit)
+
+    found = perform(look(), status=COULD_NOT)
+    if as_json:
+        document({"failing": found})
+    else:
+        retrying.render_failing(found, console())
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
 def attribute(
     account: Annotated[
         str, typer.Argument(metavar="ACCOUNT", help="The friend's account, which the backend reported.")
