@@ -146,7 +146,6 @@ async def retry(
     """
     runs = ReferralRuns(client, task_queue)
     nudged = await nudge(runs, database, referral_id, f"retry-{secrets.token_hex(8)}")
-    say(nudged.how.value)
 
     async def problem() -> str | None:
         run = await runs.run(referral_id, review=nudged.review)
