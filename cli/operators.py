@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from cli import batch
 from cli.answers import console, document, fail, perform, say
 from cli.programs import Program
 from program.doubts import Action
 from program.referral import Stage
 
 app = typer.Typer()
+app.add_typer(batch.app, name="batch")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 Referral = Annotated[str, typer.Argument(metavar="REFERRAL", help="The referral's id; referral-… will do.")]
