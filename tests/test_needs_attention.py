@@ -9,6 +9,8 @@ import pytest
 from psycopg import sql
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
 
 from billing.events import reduce_event
 from devstack.postgres import EmbeddedPostgres
@@ -20,6 +22,7 @@ from tests.operator_support import Operator, operator_of
 from tests.stripe_events import invoice_paid, subscription
 from tests.support import HASHES, DatabaseUrls, Member, World, until
 from workflows import messages, policies
+from workflows.registry import REFERRALS, workflow_runner
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
@@ -118,6 +121,12 @@ async def test_a_step_that_keeps_failing_is_shown_within_a_minute_and_heals_by_i
     assert messages.STEP_FAILING not in await reasons(run)
     assert (await world.outcome(click.referral_id)).stage is Stage.SETTLED
     assert await world.story(click.referral_id) == [Stage.SIGNED_UP, Stage.CREDITED, Stage.SETTLED]
+    # Another worker that takes the run up goes the same way.
+    await Replayer(
+        workflows=list(REFERRALS.values()),
+        data_converter=pydantic_data_converter,
+        workflow_runner=workflow_runner(),
+    ).replay_workflow(await run.fetch_history())
 
 
 async def test_an_operator_s_decision_that_cannot_be_carried_out_is_shown_in_its_review(
