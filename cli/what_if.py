@@ -13,7 +13,7 @@ from ledger.database import Database
 from program.hindsight import Ending, Past, Rules, UndecidableError, Verdict, verdict_by
 from program.plans import BONUS_SHARE, Plans, bonus_minutes
 from program.referral import REPORTING_GRACE
-from program.signals import DEVICES_KEPT, Handling, SignalPolicy
+from program.signals import DEVICES_KEPT, Handling, SignalPolicy, asks_for_signs
 
 SAY_EVERY = 500
 """After how many referrals it is told how far it is."""
@@ -129,7 +129,8 @@ async def try_over_the_past(
             raise NoBonusError(f"{plan.id} would bring a bonus of none")
     found = Tried(since, changed, limits=limits(now, tried))
     differences, otherwise, undecidable = _Groups(keep), _Groups(keep), _Groups(keep)
-    most = max(now.policy.signups_a_day, tried.policy.signups_a_day)
+    policies = [rules.policy for rules in (now, tried) if asks_for_signs(rules.policy)]
+    most = max((policy.signups_a_day for policy in policies), default=None)
     async with database.snapshot() as transaction:
         await invariants.begin(transaction)
         async for past in hindsight.past(transaction, since, most):
@@ -175,8 +176,8 @@ def changes(now: Rules, tried: Rules) -> list[str]:
         said.append("other plans")
     if tried.share != now.share:
         said.append(f"a bonus of {_percent(tried.share)} instead of {_percent(now.share)}")
-    if tried.window != now.window:
-        said.append(f"a click counts for {tried.window}")
+    if tried.window is not None and tried.window != now.window:
+        said.append(f"a click counts for {_duration(tried.window)}")
     for name in ("same_card", "same_device", "disposable_email", "many_signups", "signups_a_day"):
         before, after = getattr(now.policy, name), getattr(tried.policy, name)
         if before != after:
@@ -213,6 +214,10 @@ def _as_data(plans: Plans) -> list[object]:
 
 def _percent(share: Fraction) -> str:
     return f"{float(share * 100):g}%"
+
+
+def _duration(window: timedelta) -> str:
+    return f"{window.days} days" if window == timedelta(days=window.days) else str(window)
 
 
 def _handling(value: object) -> str:

@@ -1,6 +1,6 @@
 """Past referrals, with what is on record of each, to ask the rules again; read alone, in any number."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from program.eligibility import Signup
 from program.hindsight import Ending, Past, Verdict
 from program.payments import Payment
 from program.referral import Stage
+from program.signals import NO_SIGNS, Signs
 
 PAGE = 500
 """How many referrals are in memory at a time."""
@@ -30,13 +31,13 @@ _ENDINGS = {
 }
 
 
-async def past(transaction: Transaction, since: datetime | None, signups_a_day: int) -> AsyncIterator[Past]:
+async def past(transaction: Transaction, since: datetime | None, signups_a_day: int | None) -> AsyncIterator[Past]:
     """Every referral whose signup was decided, the oldest click first, within a snapshot that was begun for it.
 
     Args:
         transaction: the snapshot.
         since: none that was clicked before, UTC.
-        signups_a_day: more signups on one link than that are not told apart.
+        signups_a_day: more signups on one link than that are not told apart; none where no sign is asked for.
     """
     query = (
         select(referral, account.c.created_at)
@@ -52,11 +53,15 @@ async def past(transaction: Transaction, since: datetime | None, signups_a_day: 
                 yield each
 
 
-async def _with_what_is_on_record(transaction: Transaction, page: Sequence[Row[Any]], signups_a_day: int) -> list[Past]:
+async def _with_what_is_on_record(
+    transaction: Transaction, page: Sequence[Row[Any]], signups_a_day: int | None
+) -> list[Past]:
     ids = [row.referral_id for row in page]
     payments = await periods.payments_of_each(transaction, sorted({row.referee_id for row in page}))
     approved = await reviews.approvals_of_each(transaction, ids)
-    signs = await signals.signs_of_each(transaction, ids, at_most=signups_a_day + 1)
+    signs: Mapping[str, Signs] = {}
+    if signups_a_day is not None:
+        signs = await signals.signs_of_each(transaction, ids, at_most=signups_a_day + 1)
     compared: dict[str, dict[str, bool]] = {}
     for check in await transaction.execute(select(card_check).where(card_check.c.referral_id.in_(ids))):
         compared.setdefault(check.referral_id, {})[check.invoice_id] = check.same_card
@@ -69,7 +74,7 @@ async def _with_what_is_on_record(transaction: Transaction, page: Sequence[Row[A
             window=window_of(row),
             reported_at=row.reserved_at,
             payments=[_as_it_was(payment, row) for payment in payments.get(row.referee_id, ())],
-            signs=signs[row.referral_id],
+            signs=signs.get(row.referral_id, NO_SIGNS),
             cards_compared=compared.get(row.referral_id, {}),
             approved=approved.get(row.referral_id, ()),
         )

@@ -138,16 +138,18 @@ def verdict_by(rules: Rules, past: Past) -> Verdict:
     if qualifying is None:
         return Verdict(Ending.WAITS)
     invoice, plan = qualifying.payment.invoice, qualifying.plan
-    found = (*qualifying.payment.findings, *findings_of(_signs(rules.policy, past, invoice), rules.policy))
-    left = undecided(found, past.approved, invoice)
+    of_payment = undecided(qualifying.payment.findings, past.approved, invoice)
+    signs = _signs(rules.policy, past, invoice, whatever=holds(of_payment))
+    left = (*of_payment, *undecided(findings_of(signs, rules.policy), past.approved, invoice))
     if holds(left):
         return Verdict(Ending.HELD, tuple(sorted({finding.doubt.value for finding in left})))
     return Verdict(Ending.CREDITED, plan=plan.id, minutes=bonus_minutes(plan.minutes, rules.share))
 
 
-def _signs(policy: SignalPolicy, past: Past, invoice: str) -> Signs:
+def _signs(policy: SignalPolicy, past: Past, invoice: str, *, whatever: bool) -> Signs:
+    """What is known of signs; `whatever` the card was, where the referral is held in any case."""
     same_card = past.cards_compared.get(invoice)
-    if policy.same_card and same_card is None:
+    if policy.same_card and same_card is None and not whatever:
         raise UndecidableError("the card that paid was never compared with the referrer's")
     signs = past.signs
     return Signs(bool(same_card), signs.same_device, signs.disposable_email, signs.signups_that_day)
