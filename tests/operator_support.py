@@ -23,7 +23,7 @@ LONGEST = 120
 """How many seconds a command may take."""
 
 _processes = multiprocessing.get_context("forkserver")
-_PRELOADED = ("attribute", "batching", "check", "decide", "doctor", "inspect", "listing", "replay", "retry")
+_PRELOADED = ("attribute", "batching", "check", "decide", "doctor", "inspect", "listing", "replay", "retry", "what_if")
 _processes.set_forkserver_preload([__name__, "runtime.temporal", *(f"cli.{name}" for name in _PRELOADED)])
 
 
