@@ -50,6 +50,7 @@ async def decide(
     note: str,
     say: Callable[[str], None],
     patience: timedelta,
+    decision_id: str | None = None,
 ) -> Decided:
     """Decide about a referral: in its own run, or where that is closed in a review.
 
@@ -63,6 +64,7 @@ async def decide(
         note: why.
         say: hears what keeps it.
         patience: how long it is waited for.
+        decision_id: the same one again is the same decision; a new one unless told.
 
     Raises:
         DecisionRefusedError: it cannot be decided; the message says why.
@@ -73,16 +75,17 @@ async def decide(
         stands = await inspection.standing(transaction, referral_id)
     if stands is None:
         raise DecisionRefusedError("nobody is known to have signed up with that referral")
-    runs, asked, decision_id = ReferralRuns(client, task_queue), asked_for(action, by, note), secrets.token_hex(8)
+    runs, asked = ReferralRuns(client, task_queue), asked_for(action, by, note)
+    update_id = decision_id or secrets.token_hex(8)
 
     async def in_its_run() -> Decided:
-        outcome = await runs.decide(referral_id, asked, decision_id)
+        outcome = await runs.decide(referral_id, asked, update_id)
         return Decided(referral_id, action, by, note, workflow_id(referral_id), outcome)
 
     async def in_a_review() -> Decided:
         if flaw := flaw_of(by, note):
             raise DecisionRefusedError(flaw)
-        outcome = await runs.decide_afterwards(await _review_of(database, stands, action), asked, decision_id)
+        outcome = await runs.decide_afterwards(await _review_of(database, stands, action), asked, update_id)
         return Decided(referral_id, action, by, note, review_id(referral_id), outcome)
 
     async def problem(*, review: bool) -> str | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
+from sqlalchemy.exc import OperationalError
 from temporalio.client import Client
 
 from cli.answers import first_line, row, shown, table
@@ -42,6 +43,7 @@ class Inspected:
         review: the run in which an operator decides after that one is closed.
         disagreement: where ledger and run say different things.
         unreachable: why Temporal could not be asked, so that nothing is said of runs.
+        ledger_unreachable: why the ledger could not be asked, so that there is only what Temporal has.
     """
 
     referral_id: str
@@ -51,26 +53,37 @@ class Inspected:
     review: Shown | None
     disagreement: str | None
     unreachable: str | None = None
+    ledger_unreachable: str | None = None
 
 
 async def inspect(
     client: Client, database: Database, plans: Plans, task_queue: str, ui_url: str | None, referral_id: str
 ) -> Inspected:
-    """Look at a referral. What the ledger has is told also where Temporal cannot be reached.
+    """Look at a referral. What one of ledger and Temporal has is told also where the other cannot be reached.
 
     Raises:
         UnknownReferralError: nobody knows it.
         UnreachableError: the ledger does not know it, and Temporal could not be reached.
+        OperationalError: the ledger could not be asked, and Temporal knows no run.
     """
     runs = ReferralRuns(client, task_queue)
-    async with database.snapshot() as transaction:
-        story = await inspection.story(transaction, referral_id, plans)
+    story, away = None, None
+    try:
+        async with database.snapshot() as transaction:
+            story = await inspection.story(transaction, referral_id, plans)
+    except OperationalError as error:
+        away = error
     try:
         run, review = await runs.run(referral_id), await runs.run(referral_id, review=True)
     except UnreachableError as error:
         if story is None:
             raise
         return Inspected(referral_id, story, None, None, None, None, first_line(error))
+    if away is not None:
+        if run is None:
+            raise away
+        shown = Shown(run, link(ui_url, client.namespace, run))
+        return Inspected(referral_id, None, None, shown, None, None, ledger_unreachable=first_line(away.orig))
     click = await runs.click(referral_id) if story is None else None
     if story is None and click is None:
         raise UnknownReferralError(referral_id)
@@ -101,6 +114,9 @@ def render(seen: Inspected, to: Console) -> None:
         row(facts, "referrer", seen.click.referrer)
         row(facts, "clicked", seen.click.clicked_at)
         to.print(facts)
+    if seen.ledger_unreachable is not None:
+        words = f"The ledger cannot be reached: {seen.ledger_unreachable}"
+        to.print(Text(words, style="bold red"), soft_wrap=True)
     _runs(seen, to)
 
 

@@ -1,17 +1,23 @@
 """The operators' commands: look, decide, repair, examine. Thin: what each does is in the module of its name."""
 
 import logging
-from datetime import timedelta
-from typing import Annotated
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from cli import batch
 from cli.answers import console, document, fail, perform, say
 from cli.programs import Program
 from program.doubts import Action
 from program.referral import Stage
+from program.signals import Handling
 
 app = typer.Typer()
+app.add_typer(batch.app, name="batch")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 Referral = Annotated[str, typer.Argument(metavar="REFERRAL", help="The referral's id; referral-… will do.")]
@@ -20,6 +26,7 @@ Note = Annotated[str, typer.Option("--note", help="Why. It is kept and shown.")]
 Patience = Annotated[
     float, typer.Option("--patience", min=1, max=3600, metavar="SECONDS", help="How long to wait for a worker.")
 ]
+MOST_PERCENT = 100
 COULD_NOT = 2
 """How a check ends that could not be made: neither yes nor no."""
 
@@ -172,6 +179,70 @@ def _decide(referral: str, action: Action, by: str, note: str, patience: float, 
 
 
 @app.command()
+def retry(referral: Referral, patience: Patience = 60, as_json: AsJson = False) -> None:
+    """Have a referral's run look again at once: a step that failed, a payment, a bonus that is due; wait for it.
+
+    What was done already is only read, so nobody is credited twice. Exit status 1: it has not looked, or still needs
+    attention. Needs REFERRALS_DATABASE_URL and TEMPORAL_ADDRESS …
+    """
+    from cli import retry as retrying
+    from cli.waiting import NoAnswerError
+    from ledger.database import Database
+    from runtime.settings import LedgerSettings
+    from runtime.temporal import connect
+
+    async def look_again() -> retrying.Retried:
+        settings = LedgerSettings.load()
+        client = await connect()
+        database = Database(settings.database_url.get_secret_value(), pool_size=1)
+        try:
+            return await retrying.retry(
+                client, database, settings.task_queue, _id(referral), say, timedelta(seconds=patience)
+            )
+        finally:
+            await database.close()
+
+    try:
+        retried = perform(look_again())
+    except retrying.NothingToRetryError as error:
+        raise fail(f"nothing to retry: {error}") from None
+    except NoAnswerError as error:
+        raise fail(f"asked, and not done within {patience:g} seconds: {error}") from None
+    if as_json:
+        document(retried)
+    else:
+        console().print(retrying.in_words(retried), soft_wrap=True)
+    if retried.needs_attention:
+        raise typer.Exit(1)
+
+
+@app.command()
+def failing(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100, as_json: AsJson = False
+) -> None:
+    """List the runs whose step keeps failing, as Temporal knows them: also while the database is away.
+
+    A run is listed within a minute, and no longer once its step has succeeded. Exit status 1: there are such runs; 2:
+    it could not be asked. Needs TEMPORAL_ADDRESS …
+    """
+    from cli import retry as retrying
+    from runtime.settings import TemporalSetupSettings
+    from runtime.temporal import connect
+    from workflows.client import Failing, ReferralRuns
+
+    async def look() -> list[Failing]:
+        return await ReferralRuns(await connect(), TemporalSetupSettings.load().task_queue).failing(limit)
+
+    found = perform(look(), status=COULD_NOT)
+    if as_json:
+        document({"failing": found})
+    else:
+        retrying.render_failing(found, console())
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
 def attribute(
     account: Annotated[
         str, typer.Argument(metavar="ACCOUNT", help="The friend's account, which the backend reported.")
@@ -285,6 +356,83 @@ def check(
         checking.render(checked, console())
     if not checked.holds:
         raise typer.Exit(1)
+
+
+@app.command("what-if")
+def what_if(
+    plans_file: Annotated[
+        Path | None, typer.Option("--plans", help="Other plans than those on sale: a file like plans.toml.")
+    ] = None,
+    bonus_percent: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="What each side gets of the plan's minutes, 12.5 say.")
+    ] = None,
+    attribution_window: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long every click counts: 30d, 12h …")
+    ] = None,
+    same_card: Annotated[
+        bool | None, typer.Option(help="Whether the card that paid is compared with the referrer's.")
+    ] = None,
+    same_device: Annotated[Handling | None, typer.Option(help="Signed up with the referrer's browser.")] = None,
+    disposable_email: Annotated[Handling | None, typer.Option(help="Signed up with a throw-away address.")] = None,
+    many_signups: Annotated[Handling | None, typer.Option(help="Many signups on one link in a day;")] = None,
+    signups_a_day: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="more than so many.")] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            help="Only what was clicked from then on, UTC.",
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"],
+        ),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, max=1000, help="How many referrals to name of each group.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Try a changed rule over past referrals: who would be credited otherwise, and how many minutes more or less.
+
+    It only reads, in one snapshot, and asks the rules of the program themselves, once as they are and once changed.
+    As they are is what the environment says, as the worker has it (REFERRALS_PLANS_FILE, REFERRALS_SIGNAL_…, and
+    REFERRALS_STRIPE_API_KEY for cards). Exit status 2: it could not be tried. Needs REFERRALS_DATABASE_URL.
+    """
+    from cli import what_if as trying
+    from ledger.database import Database
+    from program.hindsight import Rules
+    from program.plans import load_plans
+    from runtime.settings import WhatIfSettings, duration
+
+    given: dict[str, Any] = {"same_card": same_card, "same_device": same_device, "disposable_email": disposable_email}
+    given |= {"many_signups": many_signups, "signups_a_day": signups_a_day}
+    signs = {name: value for name, value in given.items() if value is not None}
+    try:
+        percent = None if bonus_percent is None else Fraction(bonus_percent)
+        window = None if attribution_window is None else duration(attribution_window)
+    except (ValueError, ZeroDivisionError) as error:
+        raise fail(error, COULD_NOT) from None
+    if percent is not None and not 0 < percent <= MOST_PERCENT:
+        raise fail(f"--bonus-percent is more than 0, and {MOST_PERCENT} at most", COULD_NOT)
+    begins = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
+    shown = console(stderr=True)
+
+    async def try_it() -> trying.Tried:
+        settings = WhatIfSettings.load()
+        now = Rules(load_plans(settings.plans_file), settings.signals)
+        plans = load_plans(plans_file) if plans_file else None
+        tried = trying.rules(now, plans, percent, window, replace(now.policy, **signs))
+        database = Database(settings.database_url.get_secret_value(), pool_size=1)
+        try:
+            with shown.status("reading the ledger") as status:
+                return await trying.try_over_the_past(
+                    database, now, tried, begins, examples, lambda seen: status.update(f"{seen} looked at")
+                )
+        finally:
+            await database.close()
+
+    try:
+        tried = perform(try_it(), status=COULD_NOT)
+    except (trying.NothingTriedError, trying.NoBonusError) as error:
+        raise fail(error, COULD_NOT) from None
+    if as_json:
+        document(tried)
+    else:
+        trying.render(tried, console())
 
 
 @app.command()

@@ -52,3 +52,10 @@ async def waited_for(
             said = found
     finally:
         ending.cancel()
+        ending.add_done_callback(_dropped)
+
+
+def _dropped(ending: "asyncio.Future[Answer]") -> None:
+    """However it ends that nobody waits for any more, nobody is told of it."""
+    if not ending.cancelled():
+        ending.exception()

@@ -1,5 +1,6 @@
 """Carries out what operators decide about doubtful referrals: once, whatever is repeated (rules 19, 20 and 22)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -94,6 +95,22 @@ async def impossible(transaction: Transaction, referral_id: str, action: Action)
         UnknownReferralError: nobody signed up with it.
     """
     return _impossible(await referrals.locked(transaction, referral_id), action)
+
+
+async def foreseen(transaction: Transaction, referral_ids: Collection[str], action: Action) -> dict[str, str]:
+    """Those of some referrals about which that cannot be decided as they stand now, and why. Nothing is locked."""
+    rows = await transaction.execute(select(referral).where(referral.c.referral_id.in_(sorted(referral_ids))))
+    return {row.referral_id: flaw for row in rows if (flaw := _impossible(row, action))}
+
+
+async def made(transaction: Transaction, referral_id: str, update_id: str) -> bool:
+    """Whether the decision that an update of that id brought is carried out, in whichever run of the referral."""
+    found = await transaction.execute(
+        select(review.c.at).where(
+            review.c.referral_id == referral_id, review.c.decision_id.endswith(f"/{update_id}", autoescape=True)
+        )
+    )
+    return found.first() is not None
 
 
 def _impossible(row: Row[Any], action: Action) -> str | None:

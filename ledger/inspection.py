@@ -1,11 +1,11 @@
 """What operators look at: the whole story of one referral, and lists of many. Account ids only (rule 24)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, tuple_
 
 from ledger import periods, queries
 from ledger.database import Transaction
@@ -391,19 +391,7 @@ async def find(transaction: Transaction, wanted: Wanted, limit: int, after: tupl
         limit: how many at most.
         after: where the page before ended.
     """
-    query = select(referral)
-    if wanted.stages:
-        query = query.where(referral.c.stage.in_(list(wanted.stages)))
-    if wanted.referrer_id is not None:
-        query = query.where(referral.c.referrer_id == wanted.referrer_id)
-    if wanted.referee_id is not None:
-        query = query.where(referral.c.referee_id == wanted.referee_id)
-    if wanted.reason is not None:
-        query = query.where((referral.c.refusal == wanted.reason) | referral.c.review_reasons.any(wanted.reason))
-    if wanted.needs_attention:
-        query = query.where(
-            or_(referral.c.needs_attention.is_not(None), func.cardinality(referral.c.review_reasons) > 0)
-        )
+    query = select(referral).where(*_conditions(wanted))
     if after is not None:
         query = query.where(tuple_(referral.c.clicked_at, referral.c.referral_id) < tuple_(*after))
     query = query.order_by(referral.c.clicked_at.desc(), referral.c.referral_id.desc()).limit(limit + 1)
@@ -411,3 +399,25 @@ async def find(transaction: Transaction, wanted: Wanted, limit: int, after: tupl
     page = rows[:limit]
     more = (page[-1].clicked_at, page[-1].referral_id) if len(rows) > limit else None
     return Page([_standing(row) for row in page], more)
+
+
+def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.stages:
+        conditions.append(referral.c.stage.in_(list(wanted.stages)))
+    if wanted.referrer_id is not None:
+        conditions.append(referral.c.referrer_id == wanted.referrer_id)
+    if wanted.referee_id is not None:
+        conditions.append(referral.c.referee_id == wanted.referee_id)
+    if wanted.reason is not None:
+        conditions.append((referral.c.refusal == wanted.reason) | referral.c.review_reasons.any(wanted.reason))
+    if wanted.needs_attention:
+        conditions.append(or_(referral.c.needs_attention.is_not(None), func.cardinality(referral.c.review_reasons) > 0))
+    return conditions
+
+
+async def among(transaction: Transaction, referral_ids: Collection[str], wanted: Wanted) -> list[Standing]:
+    """Those of some referrals that are wanted, in the order of their ids; mere clicks are unknown here."""
+    ids = referral.c.referral_id.in_(sorted(referral_ids))
+    rows = await transaction.execute(select(referral).where(ids, *_conditions(wanted)).order_by(referral.c.referral_id))
+    return [_standing(row) for row in rows]

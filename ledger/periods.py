@@ -1,7 +1,7 @@
 """What Stripe's facts say of an account: its billing periods, its payments, its prices."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -90,11 +90,11 @@ def _lines(row: Row[Any], prices: dict[str, Price]) -> tuple[Line, ...]:
     return tuple(Line(_known(prices, line), line["proration"], line["amount"]) for line in row.lines)
 
 
-async def _invoices(transaction: Transaction, account_id: str) -> Sequence[Row[Any]]:
+async def _invoices(transaction: Transaction, *account_ids: str) -> Sequence[Row[Any]]:
     rows = await transaction.execute(
-        select(paid_period)
+        select(paid_period, customer.c.account_id)
         .join(customer, customer.c.customer_id == paid_period.c.customer_id)
-        .where(customer.c.account_id == account_id)
+        .where(customer.c.account_id.in_(account_ids))
     )
     return rows.all()
 
@@ -105,14 +105,22 @@ def _price_ids(invoices: Sequence[Row[Any]]) -> set[str]:
 
 async def payments_of(transaction: Transaction, account_id: str) -> list[Payment]:
     """All paid subscription invoices of an account's customers."""
-    invoices = await _invoices(transaction, account_id)
+    return (await payments_of_each(transaction, [account_id]))[account_id]
+
+
+async def payments_of_each(transaction: Transaction, account_ids: Sequence[str]) -> Mapping[str, list[Payment]]:
+    """The same, of each of some accounts; nothing of one that paid nothing."""
+    invoices = await _invoices(transaction, *account_ids)
     prices = await _prices(transaction, _price_ids(invoices))
     reversals = await reversals_of(transaction, [row.invoice_id for row in invoices])
-    return [
-        Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices), known.refunded, known.disputed)
-        for row in invoices
-        for known in (reversals.get(row.invoice_id, Reversals()),)
-    ]
+    payments: dict[str, list[Payment]] = defaultdict(list)
+    for row in invoices:
+        known = reversals.get(row.invoice_id, Reversals())
+        lines = _lines(row, prices)
+        payments[row.account_id].append(
+            Payment(row.invoice_id, row.paid_at, row.amount_paid, lines, known.refunded, known.disputed)
+        )
+    return payments
 
 
 async def reversals_of(transaction: Transaction, invoice_ids: Iterable[str]) -> dict[str, Reversals]:

@@ -14,8 +14,15 @@ from ledger import accounts, database, grants, outbox, periods, reviews, signals
 from ledger.database import Transaction
 from ledger.tables import account, referral, referral_event
 from program.cycles import bonus_expiry, expired
-from program.doubts import Doubt, Finding, in_words
-from program.eligibility import LAPSED_WORDS, Refusal, Signup, refusal_before_credit, refusal_of_signup
+from program.doubts import Doubt, holds, in_words, undecided
+from program.eligibility import (
+    LAPSED_WORDS,
+    Refusal,
+    Signup,
+    becomes_of_signup,
+    refusal_before_credit,
+    refusal_of_signup,
+)
 from program.payments import Attention, QualifyingPayment, UnknownPriceError, first_paid_by, first_qualifying_payment
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
@@ -115,12 +122,13 @@ def new_id() -> str:
     return secrets.token_hex(12)
 
 
-def _window(row: Row[Any]) -> AttributionWindow:
+def window_of(row: Row[Any]) -> AttributionWindow:
+    """When a referral was clicked, and for how long that counts (rule 15)."""
     return AttributionWindow(row.clicked_at, row.signup_until - row.clicked_at)
 
 
 def _reservation(row: Row[Any]) -> Reservation:
-    return Reservation(row.referral_id, row.referrer_id, _window(row), Stage(row.stage))
+    return Reservation(row.referral_id, row.referrer_id, window_of(row), Stage(row.stage))
 
 
 async def reserve(transaction: Transaction, click: ClickedLink, referrer_id: str, account_id: str) -> Reservation:
@@ -230,8 +238,8 @@ async def refuse_attributed(
     return CreditResult(Stage.REFUSED, words)
 
 
-async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
-    """What is known of a referral's signup."""
+async def signup_as_known(transaction: Transaction, row: Row[Any]) -> Signup:
+    """What is known by now of a referral's signup."""
     referrer, referee = row.referrer_id, row.referee_id
     who = (
         await transaction.execute(
@@ -268,7 +276,7 @@ async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Re
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    return refusal_of_signup(await _signup(transaction, await locked(transaction, referral_id)))
+    return refusal_of_signup(await signup_as_known(transaction, await locked(transaction, referral_id)))
 
 
 async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:
@@ -280,12 +288,12 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
     row = await locked(transaction, referral_id)
     at = await database.now(transaction)
     if Stage(row.stage) is Stage.CLICKED:
-        signup = await _signup(transaction, row)
-        refusal = refusal_of_signup(signup)
+        signup = await signup_as_known(transaction, row)
+        stage, refusal = becomes_of_signup(signup, window_of(row))
         if refusal is not None:
             # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
             await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
-        elif not _window(row).admits(signup.created_at):
+        elif stage is Stage.LAPSED:
             await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
         else:
             await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
@@ -350,7 +358,7 @@ async def credit_attributed(
     Raises:
         CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
     """
-    refusal = refusal_before_credit(await _signup(transaction, row))
+    refusal = refusal_before_credit(await signup_as_known(transaction, row))
     if refusal is not None:
         return await refuse_attributed(transaction, row, refusal, at)
     held_already = Stage(row.stage) is Stage.IN_REVIEW and not approved
@@ -364,11 +372,10 @@ async def credit_attributed(
     if qualifying is None:
         return await (result_of(transaction, row) if held_already else _wait_for(transaction, row, at, (), None))
     invoice = qualifying.payment.invoice
-    found = [Finding(doubt, hold=True) for doubt in qualifying.payment.doubts]
-    found += await signals.findings(transaction, row, invoice, policy)
-    settled_doubts = await reviews.approved(transaction, row, invoice, approved) if found else frozenset[Doubt]()
-    found = [finding for finding in found if finding.doubt not in settled_doubts]
-    if held_already or any(finding.hold for finding in found):
+    found = (*qualifying.payment.findings, *await signals.findings(transaction, row, invoice, policy))
+    if found:
+        found = undecided(found, await reviews.approvals(transaction, row, approved), invoice)
+    if held_already or holds(found):
         return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
     return await _credit(transaction, row, at, plans, qualifying, sorted(finding.doubt for finding in found))
 
@@ -511,5 +518,5 @@ async def awaiting_payment(transaction: Transaction, account_id: str) -> list[Op
         )
     )
     return [
-        OpenReferral(row.referral_id, row.referrer_id, row.referee_id, _window(row), Stage(row.stage)) for row in rows
+        OpenReferral(row.referral_id, row.referrer_id, row.referee_id, window_of(row), Stage(row.stage)) for row in rows
     ]

@@ -1,5 +1,7 @@
 """What is on record of doubts: which an operator approved of, and which came up after the credit (rules 19, 20)."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, func, select
@@ -7,28 +9,32 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ledger.database import Transaction
 from ledger.tables import ledger_now, referral, referral_event, review
-from program.doubts import Action, Doubt
+from program.doubts import Action, Approved, Doubt, approved_of
 
 
-async def approved(
-    transaction: Transaction, row: Row[Any], invoice: str, now: frozenset[Doubt] = frozenset()
-) -> frozenset[Doubt]:
-    """What an operator approved of: of this referral, and as far as it is about a payment, of this invoice.
+async def approvals(transaction: Transaction, row: Row[Any], now: frozenset[Doubt] = frozenset()) -> list[Approved]:
+    """What an operator approved of.
 
     Args:
         transaction: within which.
         row: the referral.
-        invoice: the invoice that would bring, or brought, the bonus.
         now: what is being approved of right now, for the invoice that the referral is held for.
     """
+    known = await approvals_of_each(transaction, [row.referral_id])
+    return [*known[row.referral_id], *(Approved(doubt, row.qualifying_invoice) for doubt in now)]
+
+
+async def approvals_of_each(transaction: Transaction, referral_ids: Sequence[str]) -> Mapping[str, list[Approved]]:
+    """What operators approved of, for each of these referrals; nothing of most."""
     decisions = await transaction.execute(
-        select(review.c.reasons, review.c.invoice_id).where(
-            review.c.referral_id == row.referral_id, review.c.action == Action.APPROVE
+        select(review.c.referral_id, review.c.reasons, review.c.invoice_id).where(
+            review.c.referral_id.in_(referral_ids), review.c.action == Action.APPROVE
         )
     )
-    known = [(Doubt(reason), each.invoice_id) for each in decisions for reason in each.reasons]
-    known += [(doubt, row.qualifying_invoice) for doubt in now]
-    return frozenset(doubt for doubt, about in known if not doubt.about_payment or about == invoice)
+    known: dict[str, list[Approved]] = defaultdict(list)
+    for each in decisions:
+        known[each.referral_id] += [Approved(Doubt(reason), each.invoice_id) for reason in each.reasons]
+    return known
 
 
 async def mark(transaction: Transaction, row: Row[Any], doubt: Doubt) -> bool:
@@ -37,7 +43,7 @@ async def mark(transaction: Transaction, row: Row[Any], doubt: Doubt) -> bool:
     Returns:
         Whether it is marked now: an operator may have approved of this already, or voided the bonus.
     """
-    if row.voided_at is not None or doubt in await approved(transaction, row, row.qualifying_invoice):
+    if row.voided_at is not None or doubt in approved_of(await approvals(transaction, row), row.qualifying_invoice):
         return False
     marked = await transaction.execute(
         referral.update()

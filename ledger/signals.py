@@ -110,6 +110,54 @@ async def _signups_that_day(transaction: Transaction, row: Row[Any], *, at_most:
     return int((await transaction.execute(select(func.count()).select_from(counted))).scalar_one())
 
 
+async def signs_of_each(transaction: Transaction, referral_ids: Sequence[str], *, at_most: int) -> dict[str, Signs]:
+    """What is known by now of the signs of some referrals; of cards nothing, for that is about an invoice.
+
+    Args:
+        transaction: within which.
+        referral_ids: of which.
+        at_most: more signups than that on a link in a day are not told apart.
+    """
+    friends, referrers, others = device.alias("friends"), device.alias("referrers"), referral.alias("others")
+    same_device = exists().where(
+        friends.c.account_id == referral.c.referee_id,
+        friends.c.at_signup,
+        referrers.c.account_id == referral.c.referrer_id,
+        referrers.c.hash == friends.c.hash,
+    )
+    signups = (
+        select(others.c.referral_id)
+        .where(
+            others.c.code == referral.c.code,
+            others.c.signed_up_at > referral.c.signed_up_at - A_DAY,
+            others.c.signed_up_at <= referral.c.signed_up_at,
+            others.c.stage.in_([stage for stage in Stage if stage.attributed]),
+        )
+        .limit(at_most)
+        .correlate(referral)
+        .lateral()
+    )
+    rows = await transaction.execute(
+        select(
+            referral.c.referral_id,
+            same_device.label("same_device"),
+            account.c.disposable_email,
+            select(func.count()).select_from(signups).scalar_subquery().label("signups"),
+        )
+        .join(account, account.c.account_id == referral.c.referee_id)
+        .where(referral.c.referral_id.in_(referral_ids))
+    )
+    return {
+        row.referral_id: Signs(
+            same_card=False,
+            same_device=row.same_device,
+            disposable_email=bool(row.disposable_email),
+            signups_that_day=row.signups,
+        )
+        for row in rows
+    }
+
+
 async def record_card_check(transaction: Transaction, referral_id: str, invoice: str, *, same_card: bool) -> None:
     """Store what Stripe said of the card that paid an invoice; the first answer stays."""
     await transaction.execute(

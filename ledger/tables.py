@@ -235,6 +235,29 @@ attribution = Table(
 )
 """Referrals of signups whose report never came: which operator vouched for it, and why; append-only (rule 2)."""
 
+batch = Table(
+    "batch",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("action", Text),
+    Column("decided_by", Text),
+    Column("note", Text),
+    Column("wanted", JSONB),
+    Column("begun_at", _TIME),
+)
+"""What an operator does to many referrals at once: what, who, why, and how these were chosen."""
+
+batch_item = Table(
+    "batch_item",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("referral_id", Text, primary_key=True),
+    Column("state", Text),
+    Column("words", Text),
+    Column("at", _TIME),
+)
+"""The referrals of a batch, and what became of each: done, refused, or failed and to be tried again."""
+
 card_check = Table(
     "card_check",
     metadata,

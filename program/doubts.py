@@ -107,6 +107,30 @@ class Finding:
     hold: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """A doubt that an operator approved of, and the invoice that the referral was held or marked for then."""
+
+    doubt: Doubt
+    invoice: str | None
+
+
+def undecided(found: Iterable[Finding], approved: Iterable[Approved], invoice: str) -> tuple[Finding, ...]:
+    """What of that was found is not approved of: a doubt about a payment is one about that invoice alone (rule 19)."""
+    settled = approved_of(approved, invoice)
+    return tuple(finding for finding in found if finding.doubt not in settled)
+
+
+def approved_of(approved: Iterable[Approved], invoice: str) -> frozenset[Doubt]:
+    """The doubts that are approved of where this invoice would bring, or brought, the bonus."""
+    return frozenset(each.doubt for each in approved if not each.doubt.about_payment or each.invoice == invoice)
+
+
+def holds(found: Iterable[Finding]) -> bool:
+    """Whether any of it holds the referral (rule 19)."""
+    return any(finding.hold for finding in found)
+
+
 def in_words(doubts: Iterable[Doubt]) -> str:
     """Several doubts, as a support agent can read them out; each once, always in one order."""
     return " ".join(doubt.words for doubt in sorted(set(doubts)))

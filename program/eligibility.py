@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from program.referral import is_new_account
+from program.referral import AttributionWindow, Stage, is_new_account
 
 
 class Refusal(StrEnum):
@@ -114,6 +114,14 @@ def _first(checks: tuple[Check, ...], signup: Signup) -> Refusal | None:
 def refusal_of_signup(signup: Signup) -> Refusal | None:
     """Why a signup cannot be attributed; none if it can (rules 10 and 18)."""
     return _first(SELF_REFERRAL + ERASED + NEW_SIGNUP, signup)
+
+
+def becomes_of_signup(signup: Signup, window: AttributionWindow) -> tuple[Stage, Refusal | None]:
+    """What becomes of a signup: attributed, refused and why, or too late for its click (rules 10, 15 and 18)."""
+    refusal = refusal_of_signup(signup)
+    if refusal is not None:
+        return Stage.REFUSED, refusal
+    return (Stage.SIGNED_UP if window.admits(signup.created_at) else Stage.LAPSED), None
 
 
 def refusal_before_credit(signup: Signup) -> Refusal | None:

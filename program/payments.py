@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from program.doubts import Doubt
+from program.doubts import Doubt, Finding
 from program.plans import Plan, Plans, Price
 
 _WITHIN_A_SECOND = timedelta(seconds=1) - timedelta.resolution
@@ -67,6 +67,11 @@ class Payment:
         """Why it is for an operator to decide: refunded in part, or disputed (rules 14 and 19)."""
         found = ((Doubt.REFUNDED_IN_PART, self.refunded > 0), (Doubt.DISPUTED, self.disputed))
         return tuple(doubt for doubt, applies in found if applies)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The same as what is found right before the credit: each of them holds the referral (rules 14 and 19)."""
+        return tuple(Finding(doubt, hold=True) for doubt in self.doubts)
 
 
 def pays_for_a_period(amount_paid: int, total: int) -> bool:

@@ -14,15 +14,19 @@ class PlansError(Exception):
     """The plans file cannot be used; the message says where and why."""
 
 
-def bonus_minutes(plan_minutes: int) -> int:
+def bonus_minutes(plan_minutes: int, share: Fraction = BONUS_SHARE) -> int:
     """The bonus for each side in whole minutes: 25% of the plan's, a half rounded to the even minute (rules 3 and 4).
+
+    Args:
+        plan_minutes: of a month of the plan.
+        share: another one, where one is only tried.
 
     Raises:
         ValueError: a plan with no minutes, or fewer.
     """
     if plan_minutes < 1:
         raise ValueError(f"a plan has at least one minute, not {plan_minutes}")
-    return round(plan_minutes * BONUS_SHARE)
+    return round(plan_minutes * share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,11 @@ class Plans:
     def __iter__(self) -> Iterator[Plan]:
         """The plans, in the order of the file."""
         return iter(self._plans)
+
+    @property
+    def not_plans(self) -> NotPlans:
+        """What is sold and known to be no plan."""
+        return self._not_plans
 
     def named(self, plan_id: str) -> Plan:
         """The plan of that id.

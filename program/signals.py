@@ -1,7 +1,7 @@
 """Signs that a referral may not be what it seems: what the operator wants to be done about each (rule 19)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
@@ -61,6 +61,9 @@ class Signs:
     signups_that_day: int
 
 
+NO_SIGNS = Signs(same_card=False, same_device=False, disposable_email=False, signups_that_day=0)
+"""Nothing is known, or nobody asks."""
+
 Check = tuple[Doubt, Callable[[SignalPolicy], Handling], Callable[[Signs, SignalPolicy], bool]]
 
 CHECKS: tuple[Check, ...] = (
@@ -78,6 +81,11 @@ CHECKS: tuple[Check, ...] = (
     ),
 )
 """Rule 19: the doubt that a sign raises, what the operator wants done about it, and when it shows."""
+
+
+def asks_for_signs(policy: SignalPolicy) -> bool:
+    """Whether any sign is turned on; cards are aside, for they are about one payment."""
+    return any(handling(replace(policy, same_card=False)) is not Handling.OFF for _, handling, _ in CHECKS)
 
 
 def findings_of(signs: Signs, policy: SignalPolicy) -> tuple[Finding, ...]:

@@ -78,6 +78,18 @@ def _sensible(value: timedelta) -> timedelta:
     return value
 
 
+def duration(text: str) -> timedelta:
+    """A duration as a setting has it: ``90d``, ``12h``, ``30m``, ``45s`` or ISO 8601.
+
+    Raises:
+        ValueError: it is none, or none that is sensible; the message says why.
+    """
+    try:
+        return _A_DURATION.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from None
+
+
 def _database_url(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -91,6 +103,7 @@ Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split), Field(mi
 OwnSecrets = Annotated[Secrets, AfterValidator(_each_long_enough)]
 OwnSecret = Annotated[SecretStr, BeforeValidator(_strip), AfterValidator(_long_enough)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_sensible)]
+_A_DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 ApiKey = Annotated[SecretStr, BeforeValidator(_strip), Field(min_length=1)]
 """A key that somebody else made."""
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
@@ -366,17 +379,9 @@ class DemoSettings(LedgerSettings):
     identity_hash_key: OwnSecret
 
 
-class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
-    """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE).
+class SignalSettings(StripeApiSettings):
+    """Which signs are looked at before a credit (rule 19)."""
 
-    Reconciliation needs a key for Stripe's API and the ``identity_hash_key``, which links customers to accounts.
-    """
-
-    identity_hash_key: OwnSecret | None = None
-    metrics_address: str | None = None
-    health_address: str | None = None
-    deployment_name: str | None = None
-    build_id: str | None = None
     signal_same_device: Handling = Handling.OFF
     signal_disposable_email: Handling = Handling.OFF
     signal_many_signups: Handling = Handling.OFF
@@ -392,6 +397,23 @@ class WorkerSettings(LedgerSettings, StripeApiSettings, DeliverySettings):
             many_signups=self.signal_many_signups,
             signups_a_day=self.signal_signups_a_day,
         )
+
+
+class WhatIfSettings(LedgerSettings, SignalSettings):
+    """What ``referrals what-if`` needs: the ledger, and the signs that the worker looks at."""
+
+
+class WorkerSettings(LedgerSettings, SignalSettings, DeliverySettings):
+    """What ``worker.py`` needs. With ``deployment_name`` and ``build_id`` the worker is versioned (AUTO_UPGRADE).
+
+    Reconciliation needs a key for Stripe's API and the ``identity_hash_key``, which links customers to accounts.
+    """
+
+    identity_hash_key: OwnSecret | None = None
+    metrics_address: str | None = None
+    health_address: str | None = None
+    deployment_name: str | None = None
+    build_id: str | None = None
 
 
 class StarterSettings(LedgerSettings, StripeApiSettings):

@@ -23,9 +23,8 @@ LONGEST = 120
 """How many seconds a command may take."""
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    [__name__, *(f"cli.{name}" for name in ("attribute", "check", "decide", "doctor", "inspect", "listing", "replay"))]
-)
+_PRELOADED = ("attribute", "batching", "check", "decide", "doctor", "inspect", "listing", "replay", "retry", "what_if")
+_processes.set_forkserver_preload([__name__, "runtime.temporal", *(f"cli.{name}" for name in _PRELOADED)])
 
 
 @dataclass(frozen=True)

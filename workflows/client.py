@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetActivityRequest
 from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
@@ -30,10 +32,12 @@ from workflows import messages
 from workflows.messages import (
     AccountErased,
     CycleMoved,
+    LookAgain,
     Outcome,
     PaymentReported,
     PaymentReversed,
     ReferralStart,
+    ReferralState,
     Review,
     ReviewStart,
     SignupReported,
@@ -69,6 +73,7 @@ class Run:
         closed_at: when it ended, UTC.
         events: how long its history is.
         problem: what keeps it from going on; none where nothing does.
+        under_way: whether it is in the middle of a step, or about to take one.
     """
 
     workflow_id: str
@@ -79,6 +84,7 @@ class Run:
     closed_at: datetime | None
     events: int
     problem: str | None
+    under_way: bool = False
 
     @property
     def open(self) -> bool:
@@ -101,6 +107,25 @@ class Click:
     referrer: str
     clicked_at: datetime
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A run whose step keeps failing, as Temporal's list has it.
+
+    Args:
+        referral_id: of the referral.
+        workflow_id: of the run: the referral's own, or its review.
+        stage: the referral's stage, as the run knows it.
+        referrer: whose link it was.
+        referee: who followed it; none before the signup is decided.
+    """
+
+    referral_id: str
+    workflow_id: str
+    stage: Stage | None
+    referrer: str | None
+    referee: str | None
 
 
 class ReferralRuns:
@@ -196,6 +221,119 @@ class ReferralRuns:
         """
         await self._signal(referral_id, messages.ACCOUNT_ERASED, erased)
 
+    async def look_again(self, referral_id: str, asked_id: str) -> bool:
+        """Let the run look at once whether it can go on; what was done already is read, not done again.
+
+        Args:
+            referral_id: of a referral with a signup; asked of a mere click, it would be kept until that lapses.
+            asked_id: of the asking, for the reader of the history.
+
+        Returns:
+            Whether there is a run that hears it.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        return await self._signal(referral_id, messages.LOOK_AGAIN, LookAgain(asked_id))
+
+    async def retry_steps(self, referral_id: str, *, review: bool = False) -> list[str]:
+        """Have the steps of a run, or of its review, that failed tried again at once instead of at their time.
+
+        Returns:
+            The names of these steps; none where none waits to be tried again.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        name = messages.review_id(referral_id) if review else messages.workflow_id(referral_id)
+        tried: list[str] = []
+        try:
+            async with _reaching_temporal(self._timeout):
+                described = await self._client.get_workflow_handle(name).describe(rpc_timeout=self._timeout)
+                for step in described.raw_description.pending_activities:
+                    if not step.HasField("last_failure"):
+                        continue
+                    await self._client.workflow_service.reset_activity(
+                        ResetActivityRequest(
+                            namespace=self._client.namespace,
+                            execution=WorkflowExecution(workflow_id=name, run_id=described.run_id),
+                            identity=self._client.identity,
+                            id=step.activity_id,
+                        ),
+                        timeout=self._timeout,
+                    )
+                    tried.append(step.activity_type.name)
+        except _NotFoundError:
+            return tried
+        return tried
+
+    async def state(self, referral_id: str) -> ReferralState | None:
+        """What the run knows, of one that is over too; none if Temporal does not know it, or no longer.
+
+        It takes a worker to answer.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused, or no worker answered.
+        """
+        try:
+            async with _reaching_temporal(self._timeout):
+                known: ReferralState = await self._handle(referral_id).query(
+                    messages.STATE, result_type=ReferralState, rpc_timeout=self._timeout
+                )
+        except _NotFoundError:
+            return None
+        return known
+
+    async def failing(self, limit: int) -> list[Failing]:
+        """The open runs, and reviews, whose step keeps failing, by Temporal's list, which is a moment behind.
+
+        Args:
+            limit: how many at most.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused.
+        """
+        query = f"{messages.REVIEW_REASONS.name} = '{messages.STEP_FAILING}' AND ExecutionStatus = 'Running'"
+        found: list[Failing] = []
+        try:
+            async with _reaching_temporal(self._timeout):
+                async for run in self._client.list_workflows(query, limit=limit, rpc_timeout=self._timeout):
+                    attributes = run.typed_search_attributes
+                    stage = attributes.get(messages.REFERRAL_STAGE)
+                    found.append(
+                        Failing(
+                            messages.referral_of(run.id),
+                            run.id,
+                            Stage(stage) if stage else None,
+                            attributes.get(messages.REFERRER_ACCOUNT),
+                            attributes.get(messages.REFEREE_ACCOUNT),
+                        )
+                    )
+        except _NotFoundError as error:
+            raise UnreachableError(str(error.__cause__)) from error
+        return found
+
+    async def found_by(self, query: str) -> AsyncIterator[str]:
+        """The referrals whose runs, or reviews, a visibility query finds; one may come more than once.
+
+        Args:
+            query: in the language of Temporal's lists.
+
+        Raises:
+            UnreachableError: Temporal could not be reached, or refused, the query for example.
+        """
+        types = f"'{messages.WORKFLOW}', '{messages.REVIEW_WORKFLOW}'"
+        runs = self._client.list_workflows(f"WorkflowType IN ({types}) AND ({query})", rpc_timeout=self._timeout)
+        while True:
+            try:
+                async with _reaching_temporal(self._timeout):
+                    run = await anext(runs, None)
+            except _NotFoundError as error:
+                raise UnreachableError(str(error.__cause__)) from error
+            if run is None:
+                return
+            yield messages.referral_of(run.id)
+
     async def click(self, referral_id: str) -> Click | None:
         """What is known of a mere click; none if Temporal does not know it, or no longer.
 
@@ -276,6 +414,8 @@ class ReferralRuns:
             description.close_time,
             description.history_length,
             holding_up(description),
+            bool(description.raw_description.pending_activities)
+            or description.raw_description.HasField("pending_workflow_task"),
         )
 
     async def open_among(self, referral_ids: Collection[str]) -> dict[str, Stage]:

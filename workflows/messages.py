@@ -1,11 +1,12 @@
 """What is said to a referral's run and what it answers: names, payloads, search attributes. Nothing personal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime
-from temporalio.common import SearchAttributeKey
+from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
 
 from program.doubts import Action, Doubt
 from program.payments import Attention
@@ -17,6 +18,7 @@ PAYMENT = "payment"
 CYCLE_MOVED = "cycle_moved"
 REVERSED = "reversed"
 ACCOUNT_ERASED = "account_erased"
+LOOK_AGAIN = "look_again"
 REVIEW = "review"
 VOID = "void"
 STATE = "state"
@@ -30,6 +32,9 @@ PLAN = SearchAttributeKey.for_keyword("Plan")
 BONUS_EXPIRES_AT = SearchAttributeKey.for_datetime("BonusExpiresAt")
 REVIEW_REASONS = SearchAttributeKey.for_keyword_list("ReviewReasons")
 
+STEP_FAILING = "step-failing"
+"""Among the review reasons of a run whose step keeps failing; the ledger does not know, it may be what is away."""
+
 SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
     REFERRAL_STAGE,
     REFERRER_ACCOUNT,
@@ -41,6 +46,11 @@ SEARCH_ATTRIBUTES: tuple[SearchAttributeKey[Any], ...] = (
 """All search attributes that a namespace needs before the first referral."""
 
 
+def reasons_shown(reasons: Sequence[str]) -> SearchAttributeUpdate[Any]:
+    """The change that shows these reasons to look at a referral, and no others."""
+    return REVIEW_REASONS.value_set(reasons) if reasons else REVIEW_REASONS.value_unset()
+
+
 def workflow_id(referral_id: str) -> str:
     """The id of the run that is a referral's life."""
     return f"referral-{referral_id}"
@@ -49,6 +59,11 @@ def workflow_id(referral_id: str) -> str:
 def review_id(referral_id: str) -> str:
     """The id of the run in which an operator decides about a referral whose own run is closed."""
     return f"referral-{referral_id}-review"
+
+
+def referral_of(run: str) -> str:
+    """The referral whose life, or review, a run is; anything else comes back as it is."""
+    return run.removeprefix("referral-").removesuffix("-review")
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,17 @@ class AccountErased:
     """
 
     role: Role
+
+
+@dataclass(frozen=True)
+class LookAgain:
+    """An operator asks to look again, at once.
+
+    Args:
+        asked_id: of the asking, for the reader of the history.
+    """
+
+    asked_id: str
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ VISIBLE_STEP = _StepOptions(
 )
 """The way for a step that failed: a regular activity, tried for as long as it takes. No bonus is given up."""
 
+SHOWN_AS_FAILING = timedelta(seconds=30)
+"""How long a step may fail before operators are shown that it does: well within a minute."""
+
 SHORTEST_SLEEP = timedelta(seconds=1)
 """How long to sleep at least when the database says that a bonus is not due yet."""
 

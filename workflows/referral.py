@@ -7,20 +7,21 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from program.doubts import Action, in_words
     from program.eligibility import LAPSED_WORDS
     from program.referral import Role, Stage
-    from workflows import messages, policies, story
+    from workflows import messages, policies, steps, story
     from workflows.activities import ReferralActivities
     from workflows.decisions import Decisions, check_review, check_void
     from workflows.messages import (
         AccountErased,
         Bonus,
         CycleMoved,
+        LookAgain,
         Outcome,
         PaymentReported,
         PaymentReversed,
@@ -47,6 +48,7 @@ class ReferralWorkflow:
         self._state = start.state or ReferralState()
         self._not_due_before = start.clicked_at
         self._decisions = Decisions(start.referral_id)
+        self._failing: str | None = None
 
     @workflow.run
     async def run(self, _: ReferralStart) -> ReferralState:
@@ -83,11 +85,17 @@ class ReferralWorkflow:
         if payment.reason not in self._state.review_reasons:
             self._state.review_reasons.append(str(payment.reason))
             self._state.needs_attention = f"For review: {in_words(story.doubts_of(self._state.review_reasons))}"
-            self._show(messages.REVIEW_REASONS.value_set(list(self._state.review_reasons)))
+            self._show(messages.REVIEW_REASONS.value_set(self._shown_reasons()))
 
     @workflow.signal(name=messages.ACCOUNT_ERASED, description="An account of the referral was erased: look again.")
     def account_erased(self, _: AccountErased) -> None:
         """Record that there is something to look at; the ledger knows what (rule 23)."""
+        self._state.payments_reported += 1
+        self._state.bonuses_to_look_at = True
+
+    @workflow.signal(name=messages.LOOK_AGAIN, description="An operator asks to look again, at once.")
+    def look_again(self, _: LookAgain) -> None:
+        """Record that there is something to look at; what was done already is read, not done again."""
         self._state.payments_reported += 1
         self._state.bonuses_to_look_at = True
 
@@ -158,9 +166,7 @@ class ReferralWorkflow:
             return
         changes: list[Any] = []
         if reasons != state.review_reasons:
-            changes.append(
-                messages.REVIEW_REASONS.value_set(reasons) if reasons else messages.REVIEW_REASONS.value_unset()
-            )
+            changes.append(messages.reasons_shown(reasons))
         state.stage, state.reason, state.needs_attention = credit.stage, credit.reason, credit.needs_attention
         state.review_reasons = reasons
         if credit.expires_at and not state.bonuses:
@@ -273,7 +279,7 @@ class ReferralWorkflow:
         """Let operators see where the referral stands: search attributes and current details."""
         if self._state.stage is not Stage.CLICKED:
             workflow.upsert_search_attributes([messages.REFERRAL_STAGE.value_set(self._state.stage), *changes])
-        workflow.set_current_details(story.details(self._start, self._state))
+        workflow.set_current_details(story.details(self._start, self._state, self._failing))
 
     async def _until(self, condition: Callable[[], bool], at: datetime | None, why: str) -> bool:
         """Wait for a condition, at most until a time; go on in a new run where the history has grown long.
@@ -297,14 +303,17 @@ class ReferralWorkflow:
     async def _perform(
         self, step: Callable[[Any, Any], Coroutine[Any, Any, Answer]], summary: str, about: object = None
     ) -> Answer:
-        """Take a step: locally, which is quick; one that fails becomes a regular activity, which operators see."""
-        about = about or self._start.referral_id
-        try:
-            return await workflow.execute_local_activity_method(step, about, summary=summary, **policies.LOCAL_STEP)
-        except FailureError as error:  # what a local activity raised comes as it is, not wrapped in an ActivityError
-            if is_cancelled_exception(error):
-                raise
-            return await workflow.execute_activity_method(step, about, summary=summary, **policies.VISIBLE_STEP)
+        """Take a step; one that keeps failing is shown until it succeeds."""
+        return await steps.perform(step, about or self._start.referral_id, summary, self._show_failing)
+
+    def _show_failing(self, words: str | None) -> None:
+        self._failing = words
+        workflow.upsert_search_attributes([messages.reasons_shown(self._shown_reasons())])
+        workflow.set_current_details(story.details(self._start, self._state, self._failing))
+
+    def _shown_reasons(self) -> list[str]:
+        """Why to look at the referral, in single words, for filters."""
+        return [*self._state.review_reasons, *([messages.STEP_FAILING] if self._failing else [])]
 
 
 def _history_is_long() -> bool:

@@ -3,11 +3,10 @@
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from program.referral import Stage
-    from workflows import messages, policies, story
+    from workflows import messages, steps, story
     from workflows.activities import ReferralActivities
     from workflows.decisions import Decisions, check_review, check_void
     from workflows.messages import Decided, Outcome, PaymentReversed, Review, Reviewed, ReviewStart, Void
@@ -23,6 +22,7 @@ class ReviewWorkflow:
         self._start = start
         self._reasons = [str(reason) for reason in start.reasons]
         self._decisions = Decisions(start.referral_id)
+        self._failing: str | None = None
 
     @workflow.run
     async def run(self, _: ReviewStart) -> Outcome:
@@ -76,16 +76,15 @@ class ReviewWorkflow:
 
     async def _carried_out(self) -> Decided:
         summary, decision = f"carry out: {self._decisions.next.action} (rule 20)", self._decisions.next
-        try:
-            return await workflow.execute_local_activity_method(
-                ReferralActivities.decide, decision, summary=summary, **policies.LOCAL_STEP
-            )
-        except FailureError as error:
-            if is_cancelled_exception(error):
-                raise
-            return await workflow.execute_activity_method(
-                ReferralActivities.decide, decision, summary=summary, **policies.VISIBLE_STEP
-            )
+        return await steps.perform(ReferralActivities.decide, decision, summary, self._show_failing)
+
+    def _show_failing(self, words: str | None) -> None:
+        self._failing = words
+        workflow.upsert_search_attributes([messages.reasons_shown(self._shown_reasons())])
+        workflow.set_current_details(story.review_details(self._start, self._reasons, self._failing))
+
+    def _shown_reasons(self) -> list[str]:
+        return [*self._reasons, *([messages.STEP_FAILING] if self._failing else [])]
 
     def _show(self) -> None:
         changes: list[Any] = [messages.REFERRAL_STAGE.value_set(Stage(self._start.stage))]
@@ -94,6 +93,6 @@ class ReviewWorkflow:
         if self._start.referee:
             changes.append(messages.REFEREE_ACCOUNT.value_set(self._start.referee))
         if self._reasons:
-            changes.append(messages.REVIEW_REASONS.value_set(list(self._reasons)))
+            changes.append(messages.REVIEW_REASONS.value_set(self._shown_reasons()))
         workflow.upsert_search_attributes(changes)
-        workflow.set_current_details(story.review_details(self._start, self._reasons))
+        workflow.set_current_details(story.review_details(self._start, self._reasons, self._failing))

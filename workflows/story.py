@@ -82,8 +82,14 @@ def _reviewed(review: Reviewed) -> str:
     return f"- {_DECIDED[review.action]}: {_time(review.at)} by `{_cell(review.by)}`, who says: {_cell(review.note)}"
 
 
-def details(start: ReferralStart, state: ReferralState) -> str:
-    """Tell where a referral stands, what happened when, and what it waits for."""
+def details(start: ReferralStart, state: ReferralState, failing: str | None = None) -> str:
+    """Tell where a referral stands, what happened when, and what it waits for.
+
+    Args:
+        start: what the run began with.
+        state: what it knows.
+        failing: which step keeps failing, in words; none where none does.
+    """
     held = state.stage is Stage.IN_REVIEW
     lines = [f"**{state.stage}**: {_now(state)}", ""]
     # What holds it says why as well.
@@ -91,6 +97,7 @@ def details(start: ReferralStart, state: ReferralState) -> str:
         lines += [f"Why: {state.reason}", ""]
     if state.needs_attention:
         lines += [f"**Needs attention**: {state.needs_attention}", ""]
+    lines += failing_lines(failing)
     if doubts_of(state.review_reasons):
         lines += [_how(start.referral_id, state.stage), ""]
     # A list: the Web UI shows the cells of a table without a space between them.
@@ -108,17 +115,26 @@ def details(start: ReferralStart, state: ReferralState) -> str:
     return "\n".join(lines)
 
 
+def failing_lines(failing: str | None) -> list[str]:
+    """What is said of a step that keeps failing; nothing where none does."""
+    if failing is None:
+        return []
+    more = "*Pending Activities* has its last failure and its next try; it goes on by itself once that is mended."
+    return [f"**Needs attention**: {_cell(failing)}. {more}", ""]
+
+
 def doubts_of(reasons: Iterable[str]) -> list[Doubt]:
     """Those of the reasons to look at a referral that are for an operator to decide."""
     return [Doubt(reason) for reason in reasons if reason in set(Doubt)]
 
 
-def review_details(start: ReviewStart, reasons: Iterable[str]) -> str:
-    """Tell why a referral is looked at whose own run is closed, and what can be decided."""
+def review_details(start: ReviewStart, reasons: Iterable[str], failing: str | None = None) -> str:
+    """Tell why a referral is looked at whose own run is closed, what can be decided, and which step keeps failing."""
     doubts = doubts_of(reasons)
     lines = [f"**{start.stage}**: waits for an operator's decision", ""]
     if doubts:
         lines += [f"**Needs attention**: {in_words(doubts)}", ""]
+    lines += failing_lines(failing)
     return "\n".join([*lines, _own_run(start), "", _MARKED])
 
 
