@@ -38,7 +38,11 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
     shows that in its dashboard, and what it sends again then is not lost.
     """
     body = await _body(request)
-    _verify(body, request.headers.get("stripe-signature"), services.settings.stripe_webhook_secrets)
+    try:
+        _verify(body, request.headers.get("stripe-signature"), services.settings.stripe_webhook_secrets)
+    except ProblemError:
+        services.metrics.stripe_events.labels("unknown", "forged").inc()
+        raise
     try:
         event = await read_event(json.loads(body), services.stripe)
     except (MalformedEventError, ValueError, RecursionError) as error:
