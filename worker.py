@@ -28,6 +28,7 @@ from program.signals import SignalPolicy
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
+from runtime.tracing import tracing
 from workflows.client import ReferralRuns
 from workflows.deliveries import delivery_queue
 from workflows.delivery_client import DeliveryRuns
@@ -218,7 +219,8 @@ async def main() -> None:
     plans = load_plans(settings.plans_file)
     runtime = metrics_runtime(settings.metrics_address) if settings.metrics_address else None
     meter = runtime.metric_meter if runtime else MetricMeter.noop
-    client = await connect(runtime=runtime)
+    traced = tracing("worker")
+    client = await connect(runtime=runtime, interceptors=[traced.interceptor] if traced else [])
     queue, url = settings.task_queue, settings.database_url.get_secret_value()
     endpoints = {
         name: Endpoint(address.get_secret_value(), settings.signing_secrets(name))
@@ -238,6 +240,9 @@ async def main() -> None:
         stack.push_async_callback(database.close)
         upkeep_database = Database(url, pool_size=UPKEEP_STEPS_AT_ONCE + len(endpoints), announce=announce, count=count)
         stack.push_async_callback(upkeep_database.close)
+        if traced:
+            traced.watch_database(database.engine, upkeep_database.engine)
+            stack.push_async_callback(traced.close)
         if stripe:
             stack.push_async_callback(stripe.close)
         if runs:
