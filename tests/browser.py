@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.getting import one_at_a_time, reason, run
+from tests.getting import one_at_a_time, reason
+from tests.getting import run as carried_out
 
 NAMED_BY = "TEST_BROWSER"
 """The environment variable that names the browser to take, and no other."""
@@ -143,7 +144,7 @@ def find_or_get(look: Callable[[], Machine] = look) -> Path:
         if found := _take(look(), tried):
             return found
         for install in installs:
-            if run(install.commands, tried) and (found := _take(look(), tried)):
+            if carried_out(install.commands, tried) and (found := _take(look(), tried)):
                 return found
         error = _none(tried)
         notes.write_text(f"{run}\n{error}")

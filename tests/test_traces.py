@@ -239,7 +239,7 @@ def test_nothing_of_it_is_loaded_unless_it_is_wanted() -> None:
     script = """import sys, worker, starter.__main__
 from runtime.tracing import tracing
 assert tracing("worker", {}) is None
-heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.instrumentation", "temporalio.contrib.opentelemetry")
+heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.instrumentation", "temporalio.contrib.open")
 print(sorted(name for name in sys.modules if name.startswith(heavy)))"""
     answer = subprocess.run(  # noqa: S603
         [sys.executable, "-c", script], cwd=PROJECT, env={"PATH": ""}, capture_output=True, text=True, check=True
