@@ -12,7 +12,6 @@ from temporalio.common import MetricMeter, VersioningBehavior, WorkerDeploymentV
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 
-from activities.counting import CREDIT_SECONDS, Counting, SdkMeter
 from activities.delivery import Deliveries, Endpoint, http_client
 from activities.reconciliation import StripeReconciliation, count_run_over, declare_metrics
 from activities.referral import LedgerActivities
@@ -20,12 +19,14 @@ from activities.telling import Messenger
 from activities.upkeep import LedgerUpkeep
 from billing.api import StripeApi
 from billing.cards import Cards
+from ledger.counting import CREDIT_SECONDS, Counting
 from ledger.database import Database
 from ledger.happenings import What
 from program.identity import IdentityHash
 from program.plans import Plans, PlansError, load_plans
 from program.signals import SignalPolicy
 from runtime.logs import configure_logs
+from runtime.meter import SdkMeter
 from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
 from runtime.tracing import tracing

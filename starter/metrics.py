@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from activities.counting import CREDIT_SECONDS, Add, Counting
 from billing.events import HANDLED_TYPES
+from ledger.counting import CREDIT_SECONDS, Add, Counting
 from starter.looks import Looks
 
 _EVENT_TYPES = (*sorted(HANDLED_TYPES), "other")

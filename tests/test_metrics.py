@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from activities.counting import Add, Counting
 from ledger import outbox, referrals
+from ledger.counting import Add, Counting
 from ledger.database import Database
 from ledger.happenings import What
 from ledger.measures import _ATTENTION, _LAGS, MOST, measures

@@ -95,14 +95,14 @@ async def scraped(
 
 
 def told(texts: dict[str, str]) -> dict[str, set[str]]:
-    """Every metric that the programs tell of, also without a sample, with its labels."""
+    """Every metric that the programs tell of by the name that Prometheus keeps, also without a sample; its labels."""
     found: dict[str, set[str]] = {}
-    for text in texts.values():
-        for family in text_string_to_metric_families(text):
-            found.setdefault(family.name + ("_total" if family.type == "counter" else ""), set())
-            found.setdefault(family.name, set())
-            for sample in family.samples:
-                found.setdefault(sample.name, set()).update(sample.labels)
+    for line in "\n".join(texts.values()).splitlines():
+        if line.startswith("#"):
+            found.setdefault(line.split()[2], set())
+        else:
+            name, _, labels = line.partition("{")
+            found.setdefault(name.split()[0], set()).update(re.findall(r'(\w+)="', labels))
     return found
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
 
-from temporalio.common import MetricMeter
-
 from ledger.happenings import Happening, What
 from program.doubts import Action, Doubt
 from program.eligibility import Refusal
@@ -100,21 +98,3 @@ class Counting:
         """Count what a transaction did."""
         for each in happenings:
             self._add[each.what](each.number, {name: str(value) for name, value in each.labels.items()})
-
-
-class SdkMeter:
-    """The numbers of the worker, which its SDK shows beside its own."""
-
-    def __init__(self, meter: MetricMeter) -> None:
-        """Keep them in `meter`."""
-        self._meter = meter
-
-    def counter(self, name: str, description: str, labels: Sequence[str]) -> Add:  # noqa: ARG002 - named as they come
-        """Make a counter of whole numbers."""
-        made = self._meter.create_counter(name, description)
-        return lambda number, labels: made.add(int(number), dict(labels))
-
-    def histogram(self, name: str, description: str) -> Add:
-        """Make a histogram, whose buckets the runtime was told of."""
-        made = self._meter.create_histogram_float(name, description, "s")
-        return lambda number, labels: made.record(number, dict(labels))
