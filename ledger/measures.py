@@ -54,10 +54,9 @@ class Measures:
 
 _LAGS = text(
     """SELECT
-        (SELECT min(expires_at) FROM grant_lot
-            WHERE expired_at IS NULL AND voided_at IS NULL AND expires_at <= ledger_now()) AS expiry,
+        (SELECT min(expires_at) FROM grant_lot WHERE expired_at IS NULL AND voided_at IS NULL) AS expiry,
         (SELECT min(reserved_at) FROM referral WHERE stage = 'clicked') AS signup,
-        (SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL AND due_at <= ledger_now()) AS message,
+        (SELECT min(due_at) FROM outbox WHERE due_at IS NOT NULL) AS message,
         (SELECT min(received_at) FROM stripe_event WHERE signalled_at IS NULL) AS untold,
         (SELECT read_until FROM stripe_cursor WHERE name = 'events') AS events,
         (SELECT count(*) FROM (SELECT FROM outbox WHERE due_at IS NOT NULL LIMIT :most) few) AS messages,
@@ -88,6 +87,7 @@ async def measures(transaction: Transaction) -> Measures:
     held = next(each for each in waiting if each.reason is None)
     numbers = {each.reason: each.number for each in waiting}
 
+    # Of each the first one alone is looked up, due or not: to ask for those that are due would go through all others.
     def seconds(since: object) -> float:
         return 0.0 if since is None else float(max((row.now - since).total_seconds(), 0.0))
 

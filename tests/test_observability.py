@@ -98,9 +98,9 @@ def told(texts: dict[str, str]) -> dict[str, set[str]]:
     """Every metric that the programs tell of by the name that Prometheus keeps, also without a sample; its labels."""
     found: dict[str, set[str]] = {}
     for line in "\n".join(texts.values()).splitlines():
-        if line.startswith("#"):
+        if line.startswith("# "):
             found.setdefault(line.split()[2], set())
-        else:
+        elif line:
             name, _, labels = line.partition("{")
             found.setdefault(name.split()[0], set()).update(re.findall(r'(\w+)="', labels))
     return found
