@@ -198,6 +198,8 @@ async def test_what_waits_is_measured_by_the_ledger_s_clock(counting: Books) -> 
 
     referrer = await counting.subscriber(length=30 * DAY)
     await counting.credited(referrer, await counting.someone(), length=10 * DAY)
+    soon = await look()
+    assert (soon.expiry_lag, soon.message_lag, soon.messages) == (0, 0, 3), "nothing is late that is not due"
     await counting.held(referrer, await counting.someone())
     await counting.reserve(await counting.click(referrer), referrer, await counting.someone())
     strange = await counting.someone()
