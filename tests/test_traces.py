@@ -142,8 +142,10 @@ async def test_rule_24_one_trace_leads_from_a_webhook_to_the_credit_s_queries_an
     assert headers
     assert max(headers) <= 160
     # A run that was traced goes on with and without.
-    for interceptors in ([], [FollowingInterceptor(TracerProvider().get_tracer("tests"))]):
+    recorder = Recorder()
+    for interceptors in ([], [recorder.interceptor]):
         await _replay(history, interceptors)
+    assert recorder.exporter.get_finished_spans() == (), "what happened once is told once"
 
 
 def _text(span: Span) -> str:
