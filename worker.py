@@ -8,25 +8,29 @@ from datetime import timedelta
 
 import structlog
 from temporalio.client import Client
-from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.common import MetricMeter, VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
 
 from activities.delivery import Deliveries, Endpoint, http_client
-from activities.reconciliation import StripeReconciliation, count_run_over
+from activities.reconciliation import StripeReconciliation, count_run_over, declare_metrics
 from activities.referral import LedgerActivities
 from activities.telling import Messenger
 from activities.upkeep import LedgerUpkeep
 from billing.api import StripeApi
 from billing.cards import Cards
+from ledger.counting import CREDIT_SECONDS, Counting
 from ledger.database import Database
+from ledger.happenings import What
 from program.identity import IdentityHash
 from program.plans import Plans, PlansError, load_plans
 from program.signals import SignalPolicy
 from runtime.health import health_at
 from runtime.logs import configure_logs
+from runtime.meter import SdkMeter
 from runtime.settings import SettingsError, WorkerSettings
 from runtime.temporal import connect, leave
+from runtime.tracing import tracing
 from workflows.client import ReferralRuns
 from workflows.deliveries import delivery_queue
 from workflows.delivery_client import DeliveryRuns
@@ -170,6 +174,19 @@ def build_courier(
     )
 
 
+def metrics_runtime(address: str) -> Runtime:
+    """The SDK's runtime with a page for Prometheus at `address`: the SDK's own metrics, in seconds, and ours."""
+    return Runtime(
+        telemetry=TelemetryConfig(
+            metrics=PrometheusConfig(
+                bind_address=address,
+                durations_as_seconds=True,
+                histogram_bucket_overrides={What.CREDITED_AFTER: CREDIT_SECONDS},
+            )
+        )
+    )
+
+
 def stripe_api(settings: WorkerSettings) -> StripeApi | None:
     """Stripe's API, where there is a key for it."""
     key = settings.stripe_api_key
@@ -202,10 +219,10 @@ async def main() -> None:
     settings = WorkerSettings.load()
     versions = deployment(settings)
     plans = load_plans(settings.plans_file)
-    runtime = None
-    if settings.metrics_address:
-        runtime = Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=settings.metrics_address)))
-    client = await connect(runtime=runtime)
+    runtime = metrics_runtime(settings.metrics_address) if settings.metrics_address else None
+    meter = runtime.metric_meter if runtime else MetricMeter.noop
+    traced = tracing("worker")
+    client = await connect(runtime=runtime, interceptors=[traced.interceptor] if traced else [])
     queue, url = settings.task_queue, settings.database_url.get_secret_value()
     endpoints = {
         name: Endpoint(address.get_secret_value(), settings.signing_secrets(name))
@@ -213,16 +230,21 @@ async def main() -> None:
     }
     runs = DeliveryRuns(client, queue) if endpoints else None
     announce = runs.announce if runs else None
+    count = Counting(SdkMeter(meter), [plan.id for plan in plans], list(endpoints))
+    declare_metrics(meter)
     stripe, key = stripe_api(settings), settings.identity_hash_key
     cards = Cards(stripe) if stripe else None
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        database = Database(url, announce=announce)
+        database = Database(url, announce=announce, count=count)
         stack.push_async_callback(database.close)
-        upkeep_database = Database(url, pool_size=UPKEEP_STEPS_AT_ONCE + len(endpoints), announce=announce)
+        upkeep_database = Database(url, pool_size=UPKEEP_STEPS_AT_ONCE + len(endpoints), announce=announce, count=count)
         stack.push_async_callback(upkeep_database.close)
+        if traced:
+            traced.watch_database(database.engine, upkeep_database.engine)
+            stack.push_async_callback(traced.close)
         if stripe:
             stack.push_async_callback(stripe.close)
         if runs:

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 from temporalio import activity
+from temporalio.common import MetricMeter
 
 from activities.telling import Messenger
 from billing.api import StripeApi, StripeRefusedError
@@ -36,6 +37,11 @@ AT_ONCE = 50
 
 _MOST_TYPES = 20
 """Stripe lists no more types at once."""
+
+EVENTS_FOUND = ("referrals_reconciled_events_total", "Events that no webhook had handled wholly.")
+INVOICES_FOUND = ("referrals_reconciled_invoices_total", "Paid invoices that no event had told of.")
+RUNS_OVER = ("referrals_runs_over_total", "Payments that found a run ended from outside; look at the log.")
+"""What is counted, each with its description."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -100,12 +106,14 @@ class StripeReconciliation(ReconciliationActivities):
             if document["id"] not in known:
                 event = await self._readable(document)
                 unreadable += event is None
-                applied += await self._apply(event) if event else 0
+                found = await self._apply(event) if event else 0
+                # At once: a step that is cut short finds what it has mended no more.
+                _count(EVENTS_FOUND, activity.metric_meter(), found)
+                applied += found
         after = page.objects[-1]["id"] if page.has_more else None
         if after is None and span.advances:
             async with self._database.discreet_transaction() as transaction:
                 await reconciliation.events_were_read(transaction, span.until)
-        _count("referrals_reconciled_events_total", "Events that no webhook had handled wholly.", applied)
         return PageRead(after, applied, unreadable)
 
     @activity.defn
@@ -135,7 +143,6 @@ class StripeReconciliation(ReconciliationActivities):
             await self._place_prices(one)
         async with self._database.discreet_transaction() as transaction:
             await reconciliation.walked_to(transaction, None if over else page[-1].referral_id)
-        _count("referrals_reconciled_invoices_total", "Paid invoices that no event had told of.", found)
         return Compared(len(page), found, over, unreadable)
 
     @activity.defn
@@ -145,9 +152,6 @@ class StripeReconciliation(ReconciliationActivities):
             now = await database.now(transaction)
             read_until = await reconciliation.events_read_until(transaction)
         lag = now - (read_until or now - KEPT)
-        meter = activity.metric_meter()
-        description = "How long ago the time is until which all of Stripe's events were applied."
-        meter.create_gauge("referrals_reconciliation_lag_seconds", description, "s").set(int(lag.total_seconds()))
         level = (
             log.warning if progress.events or progress.invoices or progress.told or progress.unreadable else log.info
         )
@@ -176,7 +180,10 @@ class StripeReconciliation(ReconciliationActivities):
         async with self._database.discreet_transaction() as transaction:
             known = await reconciliation.invoices_known(transaction, [invoice["id"] for invoice in invoices])
         missing = [invoice for invoice in invoices if invoice["id"] not in known]
-        applied = [await self._apply_invoice(invoice) for invoice in missing]
+        applied: list[int | None] = []
+        for invoice in missing:
+            applied.append(await self._apply_invoice(invoice))
+            _count(INVOICES_FOUND, activity.metric_meter(), applied[-1] or 0)
         return sum(one or 0 for one in applied), applied.count(None)
 
     async def _place_prices(self, one: Waiting) -> None:
@@ -278,12 +285,18 @@ class StripeReconciliation(ReconciliationActivities):
 
 def count_run_over() -> None:
     """Count a payment that found a run ended from outside although the ledger still waits for it."""
-    _count("referrals_runs_over_total", "Payments that found a run ended from outside; look at the log.", 1)
+    _count(RUNS_OVER, activity.metric_meter(), 1)
 
 
 def _seconds(at: datetime) -> int:
     return int(at.timestamp())
 
 
-def _count(name: str, description: str, number: int) -> None:
-    activity.metric_meter().create_counter(name, description).add(number)
+def declare_metrics(meter: MetricMeter) -> None:
+    """Let what is counted here begin with zero, where it is seen before anything was found."""
+    for each in (EVENTS_FOUND, INVOICES_FOUND, RUNS_OVER):
+        _count(each, meter, 0)
+
+
+def _count(counter: tuple[str, str], meter: MetricMeter, number: int) -> None:
+    meter.create_counter(*counter).add(number)

@@ -89,7 +89,7 @@ class LedgerUpkeep(UpkeepActivities):
 
     @activity.defn
     async def tidy_outbox(self) -> None:
-        """Throw away old messages and sessions, and set the gauges of what waits."""
+        """Throw away old messages and sessions."""
         until = monotonic() + SWEEPS_FOR.total_seconds()
         for tidy in (outbox.tidy, portal_sessions.tidy):
             while monotonic() < until:
@@ -98,13 +98,3 @@ class LedgerUpkeep(UpkeepActivities):
                 activity.heartbeat()
                 if tidied < PAGE:
                     break
-        async with self._database.discreet_transaction() as transaction:
-            messages, reviews = await outbox.waiting(transaction), await upkeep.queue_of_reviews(transaction)
-        meter = activity.metric_meter()
-        meter.create_gauge("referrals_deliveries_pending", "Messages that not every endpoint has taken yet.").set(
-            messages
-        )
-        meter.create_gauge("referrals_in_review", "Referrals that wait for an operator.").set(reviews.number)
-        meter.create_gauge(
-            "referrals_in_review_oldest_seconds", "How long the one that waits the longest has waited.", "s"
-        ).set(reviews.oldest_seconds)

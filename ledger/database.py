@@ -3,18 +3,23 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ledger.tables import ledger_now
+
+if TYPE_CHECKING:
+    from ledger.happenings import Happening
 
 Transaction = AsyncConnection
 """A transaction under way. Everything done with it is seen by others together, or not at all."""
 
 
 _WRITTEN = "referrals_written_messages"
+_NOTED = "referrals_noted_happenings"
 
 
 class TransactionFailedError(Exception):
@@ -31,6 +36,7 @@ class Database:
         offset: Callable[[], timedelta] | None = None,
         pool_size: int = 10,
         announce: Callable[[Sequence[str]], None] | None = None,
+        count: Callable[[Sequence["Happening"]], None] | None = None,
     ) -> None:
         """Connect on first use.
 
@@ -39,6 +45,7 @@ class Database:
             offset: by how much the ledger's clock is moved in each transaction, for tests with a time of their own.
             pool_size: how many connections are kept; as many again are opened under load.
             announce: is given the ids of the messages in the outbox that a transaction wrote, once it is committed.
+            count: is given what a transaction did, once it is committed.
         """
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -52,14 +59,21 @@ class Database:
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._offset = offset
         self._announce = announce
+        self._count = count
+
+    @property
+    def engine(self) -> Engine:
+        """What the connections come from, for whoever watches them."""
+        return self._engine.sync_engine
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
         """One transaction: committed at the end of the block, undone if the block raises."""
         engine = self._snapshots if snapshot else self._engine
         written: list[str] = []
+        noted: list[Happening] = []
         async with engine.begin() as transaction:
-            await transaction.execution_options(**{_WRITTEN: written})
+            await transaction.execution_options(**{_WRITTEN: written, _NOTED: noted})
             if self._offset is not None:
                 await transaction.execute(
                     text("SELECT set_config('referrals.clock_offset', :offset, true)"),
@@ -68,6 +82,8 @@ class Database:
             yield transaction
         if written and self._announce is not None:
             self._announce(written)
+        if noted and self._count is not None:
+            self._count(noted)
 
     @asynccontextmanager
     async def discreet_transaction(self) -> AsyncIterator[Transaction]:
@@ -99,6 +115,12 @@ def written(transaction: Transaction, message_id: str) -> None:
     """Note that the transaction has written a message into the outbox, to be announced once it is committed."""
     if transaction.sync_connection is not None:
         transaction.sync_connection.get_execution_options()[_WRITTEN].append(message_id)
+
+
+def note(transaction: Transaction, happening: "Happening") -> None:
+    """Note what the transaction did, to be counted once it is committed."""
+    if transaction.sync_connection is not None:
+        transaction.sync_connection.get_execution_options()[_NOTED].append(happening)
 
 
 async def now(transaction: Transaction) -> datetime:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, grants, referrals
 from ledger.database import Transaction
+from ledger.happenings import What, happened
 from ledger.referrals import CreditResult
 from ledger.tables import referral, review
 from program.cycles import expired
@@ -185,3 +186,4 @@ async def _record(transaction: Transaction, row: Row[Any], decision: Decision, m
             at=made.at,
         )
     )
+    happened(transaction, What.DECIDED, action=decision.action)

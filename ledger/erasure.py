@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, select
 from ledger import accounts, database, grants, portal_sessions, queries, referrals, signals
 from ledger.accounts import UnknownAccountError
 from ledger.database import Transaction
+from ledger.happenings import What, happened
 from ledger.tables import grant, referral
 from program.eligibility import Refusal
 from program.identity import IdentityHash
@@ -100,6 +101,8 @@ async def _refuse_open(transaction: Transaction, account_id: str) -> None:
         await referrals.move(
             transaction, referral_id, Stage.REFUSED, now, refusal.words, refusal=refusal, signed_up_at=now
         )
+        happened(transaction, What.SIGNUP_DECIDED, outcome=Stage.REFUSED)
+        happened(transaction, What.REFUSED, reason=refusal)
     waiting = await transaction.execute(select(referral).where(*_open_as_referee(account_id)))
     for row in waiting.all():
         await referrals.refuse_attributed(transaction, row, refusal, now)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any, assert_never
 
 from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
@@ -117,7 +118,7 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     concerned = {*await _owners(transaction, names.values()), *linked} if linked or customers != paying else set[str]()
     erased = await accounts.lock(transaction, concerned)
     for fact in sorted(event.facts, key=repr):
-        prices |= await _apply(transaction, _renamed(fact, names), plans, hashes)
+        prices |= await _apply(transaction, _renamed(fact, names), event.created_at, plans, hashes)
     if prices:
         await _remember_named(transaction, event.event_id, prices)
     # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
@@ -279,11 +280,13 @@ async def _remember_named(transaction: Transaction, event_id: str, named: Iterab
     )
 
 
-async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: IdentityHash) -> set[str]:
+async def _apply(
+    transaction: Transaction, fact: Fact, told_at: datetime, plans: Plans, hashes: IdentityHash
+) -> set[str]:
     """Store a fact; gives the price whose plan became known by it, or became another one."""
     match fact:
         case PeriodPaid():
-            await _period_paid(transaction, fact)
+            await _period_paid(transaction, fact, told_at)
         case PeriodSeen():
             statement = insert(seen_period).values(
                 subscription_id=fact.subscription_id,
@@ -322,8 +325,9 @@ async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: Ide
     return set()
 
 
-async def _period_paid(transaction: Transaction, fact: PeriodPaid) -> None:
+async def _period_paid(transaction: Transaction, fact: PeriodPaid, told_at: datetime) -> None:
     statement = insert(paid_period).values(
+        told_at=told_at,
         invoice_id=fact.invoice_id,
         customer_id=fact.customer_id,
         subscription_id=fact.subscription_id,

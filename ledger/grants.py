@@ -12,6 +12,7 @@ from sqlalchemy import Row, select
 
 from ledger import outbox, periods, queries
 from ledger.database import Transaction
+from ledger.happenings import What, happened
 from ledger.tables import account, entry, grant, ledger_now
 from program.cycles import moved_expiry
 from program.plans import Plans
@@ -61,6 +62,7 @@ async def credit(transaction: Transaction, side: Side, minutes: int, at: datetim
         .where(account.c.account_id == side.account_id)
         .values(minutes_earned=account.c.minutes_earned + minutes)
     )
+    happened(transaction, What.MINUTES_CREDITED, minutes, role=side.role)
 
 
 async def of_referral(transaction: Transaction, referral_id: str) -> Sequence[Row[Any]]:
@@ -76,6 +78,7 @@ async def expire_open(transaction: Transaction, lot: Row[Any], at: datetime) -> 
     await _end(transaction, lot, "expiry", at)
     await transaction.execute(grant.update().where(grant.c.grant_id == lot.grant_id).values(remaining=0, expired_at=at))
     await outbox.bonus_expired(transaction, lot.grant_id, at, lot.remaining)
+    happened(transaction, What.MINUTES_EXPIRED, lot.remaining, role=lot.role)
     return int(lot.remaining)
 
 
@@ -93,6 +96,7 @@ async def void_open(transaction: Transaction, lot: Row[Any], at: datetime) -> in
         .values(minutes_earned=account.c.minutes_earned - lot.remaining)
     )
     await outbox.bonus_voided(transaction, lot.grant_id, at, lot.remaining)
+    happened(transaction, What.MINUTES_VOIDED, lot.remaining, role=lot.role)
     return int(lot.remaining)
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, tuple_
+from sqlalchemy import Row, delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database
 from ledger.database import Transaction
+from ledger.happenings import What, happened
 from ledger.tables import account, delivery, endpoint_gone, grant, outbox, referral
 from program.notifications import (
     KEPT,
@@ -258,6 +259,7 @@ async def begin(
     gone = set(await transaction.scalars(select(endpoint_gone.c.endpoint)))
     for endpoint in sorted(set(endpoints) & gone - over - set(again)):
         await give_up(transaction, message, endpoint, GONE)
+        happened(transaction, What.DELIVERED, outcome="given_up", endpoint=endpoint)
     return [name for name in endpoints if name in again or name not in over | gone]
 
 
@@ -282,6 +284,7 @@ async def delivered(transaction: Transaction, message: str, endpoint: str) -> No
         .on_conflict_do_update(index_elements=[delivery.c.message_id, delivery.c.endpoint], set_=values)
     )
     await transaction.execute(delete(endpoint_gone).where(endpoint_gone.c.endpoint == endpoint))
+    happened(transaction, What.DELIVERED, outcome="delivered", endpoint=endpoint)
 
 
 async def give_up(transaction: Transaction, message: str, endpoint: str, problem: str) -> None:
@@ -309,7 +312,15 @@ async def end(transaction: Transaction, message: str, given_up: Mapping[str, str
     """Write down that the delivery of a message is over, with the endpoints that have not taken it and why."""
     for endpoint, problem in given_up.items():
         await give_up(transaction, message, endpoint, problem)
-    await transaction.execute(outbox.update().where(outbox.c.message_id == message).values(due_at=None))
+    ended = await transaction.execute(
+        outbox.update()
+        .where(outbox.c.message_id == message, outbox.c.due_at.is_not(None))
+        .values(due_at=None)
+        .returning(outbox.c.message_id)
+    )
+    # Said once more, it has ended before.
+    for endpoint in given_up if ended.scalar() else ():
+        happened(transaction, What.DELIVERED, outcome="given_up", endpoint=endpoint)
 
 
 async def tidy(transaction: Transaction, limit: int) -> int:
@@ -345,8 +356,3 @@ async def undelivered(transaction: Transaction, limit: int, after: str = "") -> 
         .limit(limit)
     )
     return list(rows.scalars())
-
-
-async def waiting(transaction: Transaction) -> int:
-    """How many messages are not delivered to everybody yet."""
-    return (await transaction.execute(select(func.count()).where(outbox.c.due_at.is_not(None)))).scalar_one()

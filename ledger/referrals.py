@@ -12,7 +12,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database, grants, outbox, periods, reviews, signals
 from ledger.database import Transaction
-from ledger.tables import account, referral, referral_event
+from ledger.happenings import What, happened
+from ledger.tables import account, customer, paid_period, referral, referral_event
 from program.cycles import bonus_expiry, expired
 from program.doubts import Doubt, holds, in_words, undecided
 from program.eligibility import (
@@ -232,6 +233,7 @@ async def refuse_attributed(
     """
     words = f"{refusal.words} {why}".strip()
     await move(transaction, row.referral_id, Stage.REFUSED, at, words, refusal=refusal)
+    happened(transaction, What.REFUSED, reason=refusal)
     await transaction.execute(
         account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited - 1)
     )
@@ -293,6 +295,7 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
         if refusal is not None:
             # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
             await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
+            happened(transaction, What.REFUSED, reason=refusal)
         elif stage is Stage.LAPSED:
             await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
         else:
@@ -301,6 +304,7 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
                 account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
             )
         row = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
+        happened(transaction, What.SIGNUP_DECIDED, outcome=row.stage)
     paid = any(payment.amount_paid > 0 for payment in await periods.payments_of(transaction, row.referee_id))
     return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
 
@@ -318,6 +322,7 @@ async def lapse(transaction: Transaction, referral_id: str) -> Stage:
     if Stage(row.stage) is not Stage.CLICKED:
         return Stage(row.stage)
     await move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    happened(transaction, What.SIGNUP_DECIDED, outcome=Stage.LAPSED)
     return Stage.LAPSED
 
 
@@ -409,6 +414,13 @@ async def _credit(
         credited_at=at,
         review_reasons=list(marks),
     )
+    happened(transaction, What.CREDITED, plan=plan.id)
+    for doubt in marks:
+        happened(transaction, What.MARKED, reason=doubt)
+    if not row.review_reasons:
+        # What waited for an operator, or for a price to be named, says nothing of how quick the program is.
+        begun = await _all_known_at(transaction, row, qualifying.payment.invoice)
+        happened(transaction, What.CREDITED_AFTER, max((at - begun).total_seconds(), 0))
     return CreditResult(
         Stage.CREDITED,
         review_reasons=tuple(marks),
@@ -417,6 +429,19 @@ async def _credit(
         credited_at=at,
         expires_at=expires_at,
     )
+
+
+async def _all_known_at(transaction: Transaction, row: Row[Any], invoice: str) -> datetime:
+    """When the last came of all that a credit needs: Stripe's event, the customer's account, the signup."""
+    known = (
+        await transaction.execute(
+            select(paid_period.c.told_at, paid_period.c.paid_at, customer.c.linked_at)
+            .join(customer, customer.c.customer_id == paid_period.c.customer_id)
+            .where(paid_period.c.invoice_id == invoice)
+        )
+    ).one()
+    moments: list[datetime | None] = [known.told_at or known.paid_at, known.linked_at, row.signed_up_at]
+    return max(moment for moment in moments if moment is not None)
 
 
 async def _hold(transaction: Transaction, row: Row[Any], at: datetime, invoice: str, found: set[Doubt]) -> CreditResult:
@@ -437,6 +462,8 @@ async def _hold(transaction: Transaction, row: Row[Any], at: datetime, invoice: 
             review_reasons=doubts,
             qualifying_invoice=invoice,
         )
+        for doubt in set(doubts) - (known if held else set()):
+            happened(transaction, What.HELD, reason=doubt)
     return CreditResult(Stage.IN_REVIEW, words, attention, tuple(doubts))
 
 
@@ -504,6 +531,7 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
         # What an operator has not decided yet stays to be decided (rule 20).
         undecided = {"needs_attention": row.needs_attention, "review_reasons": row.review_reasons}
         await move(transaction, referral_id, stage, at, **undecided)
+        happened(transaction, What.SETTLED)
     return ExpiryResult(stage, expired_minutes, voided_minutes, still_open)
 
 

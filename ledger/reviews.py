@@ -8,6 +8,7 @@ from sqlalchemy import Row, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger.database import Transaction
+from ledger.happenings import What, happened
 from ledger.tables import ledger_now, referral, referral_event, review
 from program.doubts import Action, Approved, Doubt, approved_of
 
@@ -59,6 +60,7 @@ async def mark(transaction: Transaction, row: Row[Any], doubt: Doubt) -> bool:
     )
     stage = marked.scalar_one_or_none()
     if stage is not None:
+        happened(transaction, What.MARKED, reason=doubt)
         await transaction.execute(
             insert(referral_event).values(
                 referral_id=row.referral_id, stage=stage, reason=f"Marked for review: {doubt.words}", at=ledger_now()

@@ -123,8 +123,9 @@ paid_period = Table(
     Column("amount_paid", BigInteger),
     Column("total", BigInteger),
     Column("lines", JSONB),
+    Column("told_at", _TIME),
 )
-"""A paid invoice of a subscription, with the period that each of its lines pays for."""
+"""A paid invoice of a subscription, with the period that each line pays for; `told_at`: when Stripe first told it."""
 
 price = Table(
     "price",

@@ -5,7 +5,6 @@ from datetime import datetime
 
 from sqlalchemy import func, or_, select
 
-from ledger import database
 from ledger.database import Transaction
 from ledger.tables import referral, referral_event
 from program.referral import Stage
@@ -28,27 +27,7 @@ class Held:
     since: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """How many referrals wait for an operator, and for how many seconds the first of them has."""
-
-    number: int
-    oldest_seconds: int
-
-
 _WAITS = or_(referral.c.stage == Stage.IN_REVIEW, func.cardinality(referral.c.review_reasons) > 0)
-
-
-async def queue_of_reviews(transaction: Transaction) -> Queue:
-    """The referrals that wait for an operator, as a number."""
-    came = (
-        select(func.max(referral_event.c.at))
-        .where(referral_event.c.referral_id == referral.c.referral_id)
-        .scalar_subquery()
-    )
-    row = (await transaction.execute(select(func.count(), func.min(came)).where(_WAITS))).one()
-    now = await database.now(transaction)
-    return Queue(row[0], int((now - row[1]).total_seconds()) if row[1] else 0)
 
 
 async def held(transaction: Transaction, limit: int, after: str = "") -> list[Held]:

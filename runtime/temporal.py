@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NoReturn, TypedDict
 
@@ -16,7 +16,7 @@ from temporalio.api.operatorservice.v1 import (
     ListSearchAttributesResponse,
 )
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
-from temporalio.client import Client
+from temporalio.client import Client, Interceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime, TelemetryConfig
@@ -38,22 +38,28 @@ def keep_quiet() -> None:
 class _Options(TypedDict, total=False):
     lazy: bool
     runtime: Runtime
+    interceptors: Sequence[Interceptor]
 
 
 async def connect(
-    *, lazy: bool = False, runtime: Runtime | None = None, environment: Mapping[str, str] | None = None
+    *,
+    lazy: bool = False,
+    runtime: Runtime | None = None,
+    interceptors: Sequence[Interceptor] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Client:
     """Connect to the Temporal that the environment names.
 
     Args:
         lazy: connect on first use instead, so that a program starts while Temporal is away.
         runtime: the SDK's runtime, where its metrics are wanted.
+        interceptors: around every call, and around everything that a worker on this connection does.
         environment: another environment than the process's.
 
     Raises:
         RuntimeError: Temporal cannot be reached.
     """
-    options: _Options = {"lazy": lazy}
+    options: _Options = {"lazy": lazy, "interceptors": interceptors}
     if runtime is not None:
         options["runtime"] = runtime
     # The SDK takes no other mapping.

@@ -10,6 +10,7 @@ from program.plans import PlansError
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, StarterSettings
 from runtime.temporal import connect
+from runtime.tracing import tracing
 from starter.app import create_app
 from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Server
 
@@ -25,8 +26,12 @@ async def main() -> None:
     """
     settings = StarterSettings.load()
     # Temporal may be away when the program starts: /readyz says so, and clicks are made up for at signup.
-    client = await connect(lazy=True)
+    traced = tracing("starter")
+    client = await connect(lazy=True, interceptors=[traced.interceptor] if traced else [])
     app = create_app(settings, client)
+    if traced:
+        traced.watch_app(app)
+        traced.watch_database(app.state.services.database.engine)
     server = Server(
         uvicorn.Config(
             app,
@@ -38,6 +43,7 @@ async def main() -> None:
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         ),
         app.state.services.live,
+        traced.close if traced else None,
     )
     await server.serve()
     if not server.started:

@@ -29,6 +29,7 @@ from starter import (
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
 from starter.live import LiveUpdates
+from starter.looks import Looks
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
 from starter.services import Services
@@ -50,9 +51,9 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     Raises:
         PlansError: the plans file cannot be used.
     """
-    metrics = Metrics()
-    database = Database(settings.database_url.get_secret_value())
     plans = load_plans(settings.plans_file)
+    metrics = Metrics([plan.id for plan in plans], Looks())
+    database = Database(settings.database_url.get_secret_value(), count=metrics.count)
     services = Services(
         settings=settings,
         database=database,

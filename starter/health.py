@@ -52,5 +52,6 @@ async def _temporal(services: Services) -> bool:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(services: Serving) -> Response:
-    """All metrics in Prometheus's text format."""
+    """All metrics in Prometheus's text format; what is told of the ledger is a few seconds old at most."""
+    await services.metrics.looks.look(services.database)
     return Response(services.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

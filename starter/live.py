@@ -5,6 +5,7 @@ listener. Why not LISTEN and NOTIFY: docs/decisions/0011-live-dashboard.md.
 """
 
 import asyncio
+from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -111,7 +112,8 @@ class LiveUpdates:
         listener = Listener(session, version or "")
         self._listeners.add(listener)
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_while_somebody_listens())
+            # It looks for everybody, and belongs to no request.
+            self._looking = asyncio.create_task(self._look_while_somebody_listens(), context=Context())
         return listener
 
     def leave(self, listener: Listener) -> None:

@@ -1,14 +1,25 @@
 """What Prometheus is told."""
 
+from collections.abc import Iterable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from billing.events import HANDLED_TYPES
+from ledger.counting import CREDIT_SECONDS, Add, Counting
+from starter.looks import Looks
+
+_EVENT_TYPES = (*sorted(HANDLED_TYPES), "other")
 
 
 class Metrics:
     """The counters of one app, in a registry of their own."""
 
-    def __init__(self) -> None:
-        """Begin with zero."""
+    def __init__(self, plans: Iterable[str], looks: Looks) -> None:
+        """Begin with zero; `plans` are on sale, and `looks` knows of the ledger."""
         self._registry = CollectorRegistry()
+        self.looks = looks
+        self._registry.register(looks)
+        self.count = Counting(_PrometheusMeter(self._registry), plans)
         self.clicks = Counter(
             "referrals_clicks_total",
             "Visits to referral links, by who came: person, repeat, machine, prefetch, unknown.",
@@ -33,7 +44,7 @@ class Metrics:
         )
         self.stripe_events = Counter(
             "referrals_stripe_events_total",
-            "Events that Stripe sent, by type and answer.",
+            "Events that Stripe sent, by type and answer: handled, not_ours, malformed, forged.",
             ["type", "answer"],
             registry=self._registry,
         )
@@ -56,6 +67,33 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
 
+        for visitor in ("person", "repeat", "machine", "prefetch", "unknown"):
+            self.clicks.labels(visitor)
+        for answer in ("accepted", "known", "lapsed", "invalid"):
+            self.signups.labels(answer)
+        for source in ("bonus", "plan"):
+            self.minutes_used.labels(source)
+        for kind in _EVENT_TYPES:
+            for answer in ("handled", "not_ours"):
+                self.stripe_events.labels(kind, answer)
+        self.stripe_events.labels("unknown", "malformed")
+        self.stripe_events.labels("unknown", "forged")
+
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+class _PrometheusMeter:
+    """The ledger's counters, kept by Prometheus's own library."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, description: str, labels: Sequence[str]) -> Add:
+        counter = Counter(name, description, labels, registry=self._registry)
+        return lambda number, labels: (counter.labels(**labels) if labels else counter).inc(number)
+
+    def histogram(self, name: str, description: str) -> Add:
+        histogram = Histogram(name, description, registry=self._registry, buckets=CREDIT_SECONDS)
+        return lambda number, _: histogram.observe(number)

@@ -42,6 +42,7 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
     try:
         _verify(body, signature, services.settings.stripe_webhook_secrets)
     except ProblemError:
+        services.metrics.stripe_events.labels("unknown", "forged").inc()
         if signature is not None and "v1=" in signature:  # what bears none was not sent by Stripe
             await services.signatures.did_not_fit()
         raise

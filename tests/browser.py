@@ -3,17 +3,16 @@
 What is done is decided by `plan` from what is known of the machine; `find_or_get` does it, once on a machine at a time.
 """
 
-import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.getting import one_at_a_time, reason
+from tests.getting import run as carried_out
 
 NAMED_BY = "TEST_BROWSER"
 """The environment variable that names the browser to take, and no other."""
@@ -37,7 +36,6 @@ DEBIANS = ("chromium", "fonts-inter", "fonts-liberation")
 """Debian's browser, and fonts to see text in: without recommended packages it brings none."""
 
 START_SECONDS = 30
-INSTALL_SECONDS = 300
 
 
 class NoBrowserError(Exception):
@@ -137,7 +135,7 @@ def find_or_get(look: Callable[[], Machine] = look) -> Path:
     installs = [step for step in plan(machine) if isinstance(step, Install)]
     if not installs:
         raise _none(tried)
-    with _one_at_a_time() as notes:
+    with one_at_a_time("browser") as notes:
         # Whoever had the lock before may have got one, or may have tried in vain for this very run of the tests.
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
         failed_run, _, failure = notes.read_text().partition("\n")
@@ -146,7 +144,7 @@ def find_or_get(look: Callable[[], Machine] = look) -> Path:
         if found := _take(look(), tried):
             return found
         for install in installs:
-            if _run(install.commands, tried) and (found := _take(look(), tried)):
+            if carried_out(install.commands, tried) and (found := _take(look(), tried)):
                 return found
         error = _none(tried)
         notes.write_text(f"{run}\n{error}")
@@ -174,56 +172,7 @@ def _problem(path: Path) -> str | None:
         return f"does not start within {START_SECONDS} seconds"
     if answer.returncode == 0 and "chrom" in answer.stdout.lower():
         return None
-    return _reason(answer.stderr or answer.stdout) or f"ended with status {answer.returncode}"
-
-
-def _run(commands: Iterable[Sequence[str]], tried: dict[str, str]) -> bool:
-    """Run commands until one fails; what an installer leaves running ends with it."""
-    for command in commands:
-        shown = " ".join(command)
-        try:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                start_new_session=True,
-            )
-        except OSError as error:
-            tried[shown] = error.strerror or str(error)
-            return False
-        try:
-            out, _ = process.communicate(timeout=INSTALL_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            tried[shown] = f"not done within {INSTALL_SECONDS} seconds"
-            return False
-        if process.returncode != 0:
-            tried[shown] = _reason(out) or f"ended with status {process.returncode}"
-            return False
-    return True
-
-
-def _reason(text: str) -> str:
-    """The line that says what went wrong: the first that is called an error, or else the last."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = (line for line in lines if line.startswith(("Error", "E:")))
-    return next(errors, lines[-1] if lines else "")
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[Path]:
-    """Let one process of this user install at a time; gives a file for its notes to the next."""
-    folder = Path(tempfile.gettempdir()) / f"referrals-browser-{os.geteuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    notes = folder / "notes"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        notes.touch()
-        yield notes
+    return reason(answer.stderr or answer.stdout) or f"ended with status {answer.returncode}"
 
 
 def _none(tried: Mapping[str, str]) -> NoBrowserError:

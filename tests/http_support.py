@@ -263,7 +263,9 @@ async def serve(
     settings = settings_for(database_url or urls.app, world.task_queue, **changes)
     app = create_app(settings, temporal or world.environment.client)
     services = app.state.services
-    database = Database(settings.database_url.get_secret_value(), offset=world.clock.offset)
+    database = Database(
+        settings.database_url.get_secret_value(), offset=world.clock.offset, count=services.metrics.count
+    )
     app.state.services = replace(
         services,
         database=database,

@@ -569,15 +569,17 @@ async def test_rule_6_a_worker_s_process_tells_the_backend_of_a_credit(
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert [line["endpoints"] for line in lines if line["event"] == "worker started"] == [["backend", "dead"]]
     assert KEY not in log.read_text()
-    gauges = {
-        sample.name: sample.value
+    counters = {
+        (sample.name, *sorted(sample.labels.items() - {("service_name", "temporal-core-sdk")})): sample.value
         for family in text_string_to_metric_families(scraped)
         for sample in family.samples
         if sample.name.startswith("referrals_")
     }
-    # The dead endpoint has taken none of the three.
-    assert gauges == {
-        "referrals_deliveries_pending": 3,
-        "referrals_in_review": 0,
-        "referrals_in_review_oldest_seconds": 0,
+    assert {key: number for key, number in counters.items() if "deliveries" in key[0]} == {
+        ("referrals_deliveries_total", ("endpoint", "backend"), ("outcome", "delivered")): 3,
+        ("referrals_deliveries_total", ("endpoint", "backend"), ("outcome", "given_up")): 0,
+        # It has taken none of the three, and is tried again for days.
+        ("referrals_deliveries_total", ("endpoint", "dead"), ("outcome", "delivered")): 0,
+        ("referrals_deliveries_total", ("endpoint", "dead"), ("outcome", "given_up")): 0,
     }
+    assert counters[("referrals_credits_total", ("plan", "pro"))] == 1

@@ -57,7 +57,7 @@ class UpkeepActivities(ABC):
     @activity.defn
     @abstractmethod
     async def tidy_outbox(self) -> None:
-        """Throw away old messages, and set the gauges of what waits."""
+        """Throw away old messages."""
 
 
 class DeliveryActivities(ABC):

@@ -20,7 +20,7 @@ class SweepWorkflow:
             UpkeepActivities.start_deliveries, summary="deliver what nobody delivers", **policies.SWEEP_STEP
         )
         tidying = workflow.execute_activity_method(
-            UpkeepActivities.tidy_outbox, summary="throw away what is old; set the gauges", **policies.SWEEP_STEP
+            UpkeepActivities.tidy_outbox, summary="throw away what is old", **policies.SWEEP_STEP
         )
         started, _ = await asyncio.gather(starting, tidying)
         return started
