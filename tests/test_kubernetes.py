@@ -497,7 +497,7 @@ def test_every_program_that_talks_to_temporal_cloud_is_let_in(overlay: str, mani
                 assert shared[f"TEMPORAL_TLS_CLIENT_{setting}_PATH"].startswith("/etc/temporal/tls.")
 
 
-def test_the_autoscaler_asks_for_the_milliseconds_that_the_workers_tell() -> None:
+def test_the_autoscaler_asks_for_the_seconds_that_the_workers_tell() -> None:
     [scaled] = [each for each in rendered(FOLDER / "worker") if each["kind"] == "ScaledObject"]
     asked = {
         name
@@ -505,6 +505,7 @@ def test_the_autoscaler_asks_for_the_milliseconds_that_the_workers_tell() -> Non
         for name in re.findall(r"temporal_\w+", trigger["metadata"]["query"])
     }
     assert asked == set(SCALED_BY)
+    assert {float(trigger["metadata"]["threshold"]) for trigger in scaled["spec"]["triggers"]} == {0.2, 0.5}
     assert json.dumps(scaled).count('task_queue=\\"referrals\\"') == len(asked)
 
 
