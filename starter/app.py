@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from temporalio.client import Client
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from billing.api import StripeApi
 from ledger.database import Database
@@ -26,6 +27,7 @@ from starter import (
 )
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
+from starter.limits import Limits
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import Problem, handle_problems
@@ -61,6 +63,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         metrics=metrics,
         site=Site(settings, plans),
         live=LiveUpdates(database),
+        limits=Limits(settings, metrics),
         stripe=_stripe(settings),
     )
 
@@ -86,6 +89,8 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimit)
     app.add_middleware(AccessLog, metrics=metrics)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     handle_problems(app)
     for module in (
         public_pages,
