@@ -106,6 +106,7 @@ class Parser:
             phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
             print_blob=False,
+            report_multiple_bugs=False,
         )
         @given(self.fed)
         def feed(example: Any) -> None:
