@@ -68,6 +68,8 @@ def normalise_email(email: str) -> str:
         local = local.partition("+")[0] or local
     ignored = _IGNORED.get(domain, "")
     local = "".join(letter for letter in local if letter not in ignored) or local
+    if local != local.strip():
+        raise ValueError("no e-mail address")
     return f"{local}@{domain}"
 
 

@@ -30,7 +30,7 @@ from starter.bodies import BodyLimit
 from starter.limits import Limits
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
-from starter.problems import Problem, handle_problems
+from starter.problems import Problem, documented, handle_problems
 from starter.services import Services
 from starter.site import Site
 from starter.tokens import Tokens
@@ -128,6 +128,10 @@ def _name_problems(app: FastAPI) -> None:
             for operation in methods.values():
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                     del operation["responses"]["422"]
+                if "requestBody" in operation:
+                    # No text at all, or too much of it.
+                    for status, problem in documented(400, 413).items():
+                        operation["responses"].setdefault(str(status), problem)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         return document

@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from billing.api import StripeRefusedError, StripeUnreachableError
 from billing.thin import ApiKeyMissingError
@@ -115,6 +116,14 @@ def database_is_away(error: Exception) -> bool:
     )
 
 
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    """The methods that an address can be asked with; the framework would name those of one route only."""
+    there = (
+        route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
+    )
+    return sorted({method for route in there for method in route.methods or ()})
+
+
 def handle_problems(app: FastAPI) -> None:
     """Answer every error of an app with a problem document."""
 
@@ -130,10 +139,13 @@ def handle_problems(app: FastAPI) -> None:
         return problem(422, "invalid-request", detail, errors=errors)
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> Response:
+    async def _(request: Request, error: HTTPException) -> Response:
         phrase = _CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "-")
-        return problem(error.status_code, code, str(error.detail), error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods_of(app, request))
+        return problem(error.status_code, code, str(error.detail), headers)
 
     @app.exception_handler(TooManyRequestsError)
     async def _(request: Request, error: TooManyRequestsError) -> Response:
