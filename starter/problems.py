@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 from billing.api import StripeRefusedError, StripeUnreachableError
 from billing.thin import ApiKeyMissingError
@@ -85,6 +85,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _CODES = {413: "Content Too Large"}
 """What Python called otherwise before 3.13."""
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _COME_AGAIN = {"Retry-After": "2"}
 
@@ -118,10 +120,12 @@ def database_is_away(error: Exception) -> bool:
 
 def _methods_of(app: FastAPI, request: Request) -> list[str]:
     """The methods that an address can be asked with; the framework would name those of one route only."""
-    there = (
-        route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
-    )
-    return sorted({method for route in there for method in route.methods or ()})
+
+    def fits(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in app.routes)
+
+    return [method for method in _METHODS if fits(method)]
 
 
 def handle_problems(app: FastAPI) -> None:
