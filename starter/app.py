@@ -27,7 +27,7 @@ from starter import (
 )
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
-from starter.limits import Limits
+from starter.limits import ClickLimit, Limits
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import Problem, documented, handle_problems
@@ -88,6 +88,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(BodyLimit)
+    app.add_middleware(ClickLimit, limits=services.limits, site=services.site)
     app.add_middleware(AccessLog, metrics=metrics)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)

@@ -58,8 +58,6 @@ async def follow_link(
     if who is Visitor.PREFETCH:
         services.metrics.clicks.labels("prefetch").inc()
         return Response(status_code=503, headers=_NO_STORE)
-    await services.limits.take(Limited.CLICKS, request)
-    await services.limits.look(Limited.UNKNOWN_CODES, request)
     async with services.database.transaction() as transaction:
         # The one character that PostgreSQL cannot even look for.
         link = None if "\0" in code else await accounts.link_with_code(transaction, code)

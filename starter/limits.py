@@ -10,11 +10,15 @@ import hashlib
 import secrets
 import time
 from array import array
+from collections.abc import Awaitable, Callable, MutableMapping
 from enum import StrEnum
+from http import HTTPStatus
 from math import ceil
+from typing import Any
 
 import structlog
 from fastapi import Request
+from fastapi.responses import HTMLResponse
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -22,6 +26,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from program.identity import network_of
 from runtime.settings import UNLIMITED, StarterSettings
 from starter.metrics import Metrics
+from starter.site import NO_STORE, SECURITY_HEADERS, Site
 
 CELLS = 1 << 16
 """In each row of a table; two rows take 2 MiB, whoever comes."""
@@ -30,6 +35,14 @@ ROWS = 2
 
 SAID_EVERY_SECONDS = 60.0
 """A flood is counted; it is not written down line by line."""
+
+_LINKS = "/r/"
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -204,6 +217,30 @@ class Limits:
                 # Whoever comes by it counts as one address, and so are all refused for what some did.
                 log.warning("a proxy is not trusted", setting="REFERRALS_TRUSTED_PROXIES")
         raise TooManyRequestsError(limited, wait)
+
+
+class ClickLimit:
+    """Wraps an app: whoever follows too many links, or guessed too many codes, does not come as far as its routes."""
+
+    def __init__(self, app: App, limits: Limits, site: Site) -> None:
+        """Limit the clicks on the links of `app`."""
+        self._app = app
+        self._limits = limits
+        # Made once: a flood is to cost as little as can be.
+        self._page = site.render("too_many.html").encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; a click too many is answered 429."""
+        if scope["type"] == "http" and scope["path"].startswith(_LINKS):
+            request = Request(scope)
+            try:
+                await self._limits.take(Limited.CLICKS, request)
+                await self._limits.look(Limited.UNKNOWN_CODES, request)
+            except TooManyRequestsError as error:
+                headers = {**SECURITY_HEADERS, "Cache-Control": NO_STORE, "Retry-After": str(error.retry_after)}
+                await HTMLResponse(self._page, HTTPStatus.TOO_MANY_REQUESTS, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _who(request: Request) -> str:
