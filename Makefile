@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format screenshots release-check openapi build-id requirements clean
+.PHONY: help setup run test lint format fuzz audit screenshots release-check openapi build-id requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,18 @@ TESTS_AT_ONCE ?= 3
 
 test: lint ## every check and every test
 	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
+
+# Both with other examples each time; what they find they print in a form to be tried again.
+MINUTES ?= 10
+EXAMPLES ?= 200
+
+fuzz: setup ## parsers fed for MINUTES=10, the API with EXAMPLES=200 or so for each call
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+	$(BIN)/pytest tests/test_security_contract.py --contract-examples $(EXAMPLES) --contract-seed $$(date +%s)
+
+audit: setup ## known weaknesses of what we depend on (asks PyPI's service; needs the network)
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/runtime.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/dev.txt
 
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)

@@ -68,6 +68,8 @@ def normalise_email(email: str) -> str:
         local = local.partition("+")[0] or local
     ignored = _IGNORED.get(domain, "")
     local = "".join(letter for letter in local if letter not in ignored) or local
+    if local != local.strip():
+        raise ValueError("no e-mail address")
     return f"{local}@{domain}"
 
 
@@ -78,7 +80,9 @@ def _ascii_domain(domain: str) -> str:
         except UnicodeError:
             # The codec's own words may repeat the address (rule 24).
             raise ValueError("no e-mail address") from None
-    # Only now: the codec reads other scripts' full stops too.
+    # Only now: the codec reads other scripts' full stops, blanks and signs too.
+    if any(letter == "@" or letter.isspace() or not letter.isprintable() for letter in domain):
+        raise ValueError("no e-mail address")
     return domain.rstrip(".")
 
 

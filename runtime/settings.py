@@ -8,11 +8,12 @@ import re
 from base64 import b64decode
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from limits import parse_many
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -183,6 +184,32 @@ def _each_signs(secrets: list[SecretStr], others: ValidationInfo) -> list[Secret
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 BaseUrl = Annotated[str, AfterValidator(_http_url), AfterValidator(lambda value: value.rstrip("/"))]
 """An address that paths are appended to."""
+
+
+UNLIMITED = "off"
+"""The rate of what is not limited."""
+
+
+def _rate(value: str) -> str:
+    """Such as ``600/minute``, several with semicolons between them, or ``off``."""
+    if value != UNLIMITED:
+        try:
+            parse_many(value)
+        except ValueError:
+            raise ValueError(f"must look like 600/minute or 600/minute;5000/hour, or be {UNLIMITED}") from None
+    return value
+
+
+def _networks(values: list[str]) -> list[str]:
+    # `*` is none: whoever came would say for himself where from.
+    try:
+        return [str(ip_network(value)) for value in values]
+    except ValueError:
+        raise ValueError("must be addresses or networks, such as 10.0.0.0/8, with commas between them") from None
+
+
+Rate = Annotated[str, BeforeValidator(_strip), AfterValidator(_rate)]
+Networks = Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
 
 
 class _Settings(BaseSettings):
@@ -417,7 +444,11 @@ class WorkerSettings(LedgerSettings, SignalSettings, DeliverySettings):
 
 
 class StarterSettings(LedgerSettings, StripeApiSettings):
-    """What ``python -m starter`` needs."""
+    """What ``python -m starter`` needs.
+
+    Who asks is known by the address that the connection comes from, unless that is one of ``trusted_proxies``, which
+    say so in ``X-Forwarded-For``. The limits are for one address, and for each process by itself.
+    """
 
     api_keys: OwnSecrets
     stripe_webhook_secrets: OwnSecrets
@@ -431,3 +462,8 @@ class StarterSettings(LedgerSettings, StripeApiSettings):
     signal_same_device: Handling = Handling.OFF
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    trusted_proxies: Networks = Field(default_factory=list)
+    limit_clicks: Rate = "600/minute"
+    limit_unknown_codes: Rate = "60/minute"
+    limit_portal_tokens: Rate = "60/minute"
+    limit_api_keys: Rate = "120/minute"

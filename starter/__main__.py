@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import structlog
 import uvicorn
@@ -12,7 +13,7 @@ from runtime.settings import SettingsError, StarterSettings
 from runtime.temporal import connect
 from runtime.tracing import tracing
 from starter.app import create_app
-from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Server
+from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Patience, Server, room_for
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -32,6 +33,13 @@ async def main() -> None:
     if traced:
         traced.watch_app(app)
         traced.watch_database(app.state.services.database.engine)
+    patience = Patience()
+    patience = replace(
+        patience,
+        connections=room_for(patience.connections),
+        # All of a proxy's visitors come from one address.
+        connections_of_one=None if settings.trusted_proxies else patience.connections_of_one,
+    )
     server = Server(
         uvicorn.Config(
             app,
@@ -40,9 +48,12 @@ async def main() -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            # The app itself believes the proxies that its settings name; the server's default would be this machine.
+            proxy_headers=False,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         ),
         app.state.services.live,
+        patience,
         traced.close if traced else None,
     )
     await server.serve()

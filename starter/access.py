@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -53,7 +54,8 @@ class AccessLog:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, scope["method"], status).observe(seconds)
-            if route not in _QUIET:
+            # A flood is counted; written down it would fill the disk.
+            if route not in _QUIET and status != HTTPStatus.TOO_MANY_REQUESTS:
                 log.info(
                     "request", route=route, method=scope["method"], status=status, milliseconds=round(seconds * 1000, 1)
                 )

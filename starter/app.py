@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Lifespan
 from temporalio.client import Client
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from billing.api import StripeApi
 from ledger.database import Database
@@ -28,10 +29,11 @@ from starter import (
 )
 from starter.access import AccessLog
 from starter.bodies import BodyLimit
+from starter.limits import ClickLimit, Limits
 from starter.live import LiveUpdates
 from starter.looks import Looks
 from starter.metrics import Metrics
-from starter.problems import Problem, handle_problems
+from starter.problems import Problem, documented, handle_problems
 from starter.services import Services
 from starter.signatures import Signatures
 from starter.site import Site
@@ -66,6 +68,7 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
         site=Site(settings, plans),
         live=LiveUpdates(database),
         signatures=Signatures(database),
+        limits=Limits(settings, metrics),
         stripe=_stripe(settings),
     )
 
@@ -80,7 +83,10 @@ def create_app(settings: StarterSettings, client: Client) -> FastAPI:
     app = _interface(lifespan)
     app.state.services = services
     app.add_middleware(BodyLimit)
+    app.add_middleware(ClickLimit, limits=services.limits, site=services.site)
     app.add_middleware(AccessLog, metrics=metrics)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     handle_problems(app)
     return app
 
@@ -139,6 +145,10 @@ def _name_problems(app: FastAPI) -> None:
             for operation in methods.values():
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                     del operation["responses"]["422"]
+                if "requestBody" in operation:
+                    # No text at all, or too much of it.
+                    for status, problem in documented(400, 413).items():
+                        operation["responses"].setdefault(str(status), problem)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         return document

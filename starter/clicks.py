@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ledger import accounts, queries, referrals
 from ledger.referrals import ClickedLink
 from program.referral import REPEATED_CLICK, AttributionWindow
+from starter.limits import Limited
 from starter.models import channel_of
 from starter.names import fit_to_show
 from starter.problems import documented
@@ -36,6 +37,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "A machine: the preview."},
     302: {"description": "A person: on to the signup, with a token and a cookie."},
     404: {"description": "No such link.", "content": {"text/html": {"schema": {"type": "string"}}}},
+    429: {
+        "description": "Too many clicks, or too many unknown codes, from one address.",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    },
     503: {**documented(503)[503], "description": "A prefetch, without a body: come again when the visit is meant."},
 }
 
@@ -57,7 +62,7 @@ async def follow_link(
         # The one character that PostgreSQL cannot even look for.
         link = None if "\0" in code else await accounts.link_with_code(transaction, code)
     if link is None or link.erased:
-        return _unknown(request, services)
+        return await _unknown(request, services)
     now = services.now().replace(microsecond=0)
     fresh = ClickedLink(
         referrals.new_id(), link.code, channel_of(c), AttributionWindow(now, services.settings.attribution_window)
@@ -92,10 +97,11 @@ async def follow_link(
 @router.get("/r/{rest:path}", include_in_schema=False)
 async def follow_half_a_link(request: Request, services: Serving) -> Response:
     """Follow what is left of a link, or has more behind it: somebody copied it with care, but not whole."""
-    return _unknown(request, services)
+    return await _unknown(request, services)
 
 
-def _unknown(request: Request, services: Services) -> Response:
+async def _unknown(request: Request, services: Services) -> Response:
+    await services.limits.take(Limited.UNKNOWN_CODES, request)
     services.metrics.clicks.labels("unknown").inc()
     return services.site.page(request, "unknown_link.html", 404)
 

@@ -54,6 +54,12 @@ class Metrics:
             ["source"],
             registry=self._registry,
         )
+        self.limited = Counter(
+            "referrals_limited_total",
+            "Requests refused for their number, by what there were too many of: clicks, unknown_codes, …",
+            ["limited"],
+            registry=self._registry,
+        )
         self.portal_streams = Gauge(
             "referrals_portal_streams",
             "Dashboards that are open and told of news.",

@@ -22,6 +22,7 @@ from ledger.portal_sessions import Session
 from program.sessions import SESSION_LASTS
 from program.terms import TERMS_VERSION
 from starter import cursors, sharing
+from starter.limits import Limited
 from starter.live import FullError, Listener, News, TooManyStreamsError
 from starter.portal_view import portal_view
 from starter.problems import ProblemError, database_is_away
@@ -181,13 +182,18 @@ async def _follow(request: Request, services: Services, token: str) -> Response:
 
 
 async def _exchange(request: Request, services: Services, token: str) -> Response:
+    await services.limits.look(Limited.PORTAL_TOKENS, request)
     async with services.database.transaction() as transaction:
         opened = await portal_sessions.exchange(transaction, token)
         if opened is None:
             # A second click, or the way back: whoever is in already goes on.
             member = await _member(transaction, request)
             again = member is not None and await portal_sessions.issued_for(transaction, token) == member.account_id
-            return _see_portal() if again else _expired(request, services)
+    if opened is None:
+        if again:
+            return _see_portal()
+        await services.limits.take(Limited.PORTAL_TOKENS, request)
+        return _expired(request, services)
     log.info("dashboard opened", account_id=opened.session.account_id)
     answer = _see_portal()
     answer.set_cookie(

@@ -12,11 +12,15 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from billing.api import StripeRefusedError, StripeUnreachableError
 from billing.thin import ApiKeyMissingError
 from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, UnknownAccountError
+from starter.limits import TooManyRequestsError
+from starter.site import Site
 from workflows.client import UnreachableError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -70,6 +74,8 @@ def problem(
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These problems, for the OpenAPI document of a route."""
+    # Who is asked for a key may have come with too many wrong ones.
+    statuses += (429,) if 401 in statuses else ()
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {"schema": _SCHEMA}}}
         for status in statuses
@@ -78,6 +84,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _CODES = {413: "Content Too Large"}
 """What Python called otherwise before 3.13."""
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _COME_AGAIN = {"Retry-After": "2"}
@@ -110,6 +118,16 @@ def database_is_away(error: Exception) -> bool:
     )
 
 
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    """The methods that an address can be asked with; the framework would name those of one route only."""
+
+    def fits(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in app.routes)
+
+    return [method for method in _METHODS if fits(method)]
+
+
 def handle_problems(app: FastAPI) -> None:
     """Answer every error of an app with a problem document."""
 
@@ -125,10 +143,27 @@ def handle_problems(app: FastAPI) -> None:
         return problem(422, "invalid-request", detail, errors=errors)
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> Response:
+    async def _(request: Request, error: HTTPException) -> Response:
         phrase = _CODES.get(error.status_code) or HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "-")
-        return problem(error.status_code, code, str(error.detail), error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods_of(app, request))
+        return problem(error.status_code, code, str(error.detail), headers)
+
+    @app.exception_handler(TooManyRequestsError)
+    async def _(request: Request, error: TooManyRequestsError) -> Response:
+        again = {"Retry-After": str(error.retry_after)}
+        if request.url.path.startswith("/v1/"):
+            words = f"Too many requests from this address; come again in {error.retry_after} seconds."
+            return problem(429, "too-many-requests", words, again)
+        site: Site = app.state.services.site
+        return site.page(request, "too_many.html", 429, headers=again)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _(_: Request, __: ClientDisconnect) -> Response:
+        # Nobody is there to read it; it is what the log says.
+        return problem(400, "incomplete-request", "The request was not sent to its end.")
 
     @app.exception_handler(NotAPaidSubscriberError)
     async def _(_: Request, __: NotAPaidSubscriberError) -> Response:

@@ -16,6 +16,7 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import Plans
 from runtime.settings import StarterSettings
+from starter.limits import Limited, Limits
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
 from starter.problems import ProblemError
@@ -45,6 +46,7 @@ class Services:
     site: Site
     live: LiveUpdates
     signatures: Signatures
+    limits: Limits
     stripe: StripeApi | None = None
     now: Callable[[], datetime] = utc_now
 
@@ -65,17 +67,21 @@ Serving = Annotated[Services, Depends(_services)]
 _bearer = HTTPBearer(auto_error=False, description="One of `REFERRALS_API_KEYS`.")
 
 
-def require_api_key(
-    services: Serving, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+async def require_api_key(
+    request: Request, services: Serving, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Let in only who knows one of the API keys, each compared in constant time.
 
+    A right one always does, however many wrong ones came from where it comes: nobody locks the backend out.
+
     Raises:
         ProblemError: 401.
+        TooManyRequestsError: too many wrong ones came.
     """
     given = credentials.credentials.encode() if credentials else b""
     matches = [secrets.compare_digest(given, key.get_secret_value().encode()) for key in services.settings.api_keys]
     if not any(matches):
+        await services.limits.take(Limited.API_KEYS, request)
         raise ProblemError(
             401, "unauthorized", "Give an API key: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
         )

@@ -40,8 +40,10 @@ BIN = Path(sys.executable).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option that `tests/test_replay.py` explains."""
+    """The options that `tests/test_replay.py` and `tests/test_security_contract.py` explain."""
     parser.addoption("--record-histories", action="store_true", help="record the histories of this version anew")
+    parser.addoption("--contract-examples", type=int, default=10, help="requests for each call of the API, about")
+    parser.addoption("--contract-seed", type=int, default=1, help="decides what they are")
 
 
 _databases = itertools.count(1)

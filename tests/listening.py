@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import uvicorn
 
-from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Server
+from starter.server import GRACEFUL_SHUTDOWN_SECONDS, Patience, Server
 from tests.http_support import Starter
 from tests.support import until
 
@@ -15,6 +15,18 @@ from tests.support import until
 @asynccontextmanager
 async def listening(starter: Starter) -> AsyncIterator[str]:
     """Serve the app of a test over HTTP; the address."""
+    async with serving(starter) as server:
+        yield f"http://127.0.0.1:{port_of(server)}"
+
+
+def port_of(server: Server) -> int:
+    """Where a server listens."""
+    return int(server.servers[0].sockets[0].getsockname()[1])
+
+
+@asynccontextmanager
+async def serving(starter: Starter, patience: Patience | None = None) -> AsyncIterator[Server]:
+    """The server of the app of a test, with some patience."""
     config = uvicorn.Config(
         starter.app,
         host="127.0.0.1",
@@ -24,18 +36,18 @@ async def listening(starter: Starter) -> AsyncIterator[str]:
         access_log=False,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
-    server = Server(config, starter.app.state.services.live)
-    serving = asyncio.create_task(server._serve())
+    server = Server(config, starter.app.state.services.live, patience)
+    running = asyncio.create_task(server._serve())
     try:
 
         async def ready() -> bool:
             return server.started
 
         await until(ready, bool)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
-        await serving
+        await running
 
 
 class Stream:

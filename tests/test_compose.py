@@ -160,6 +160,27 @@ def test_every_service_runs_with_as_little_as_it_needs(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_no_service_reaches_into_the_host(service: str) -> None:
+    content = SERVICES[service]
+    assert not content.keys() & {
+        "devices",
+        "ipc",
+        "network_mode",
+        "pid",
+        "userns_mode",
+        "uts",
+        "cgroup_parent",
+        "sysctls",
+    }
+    for volume in content.get("volumes", ()):
+        if isinstance(volume, dict):
+            assert volume["read_only"] is True, "what comes from the host cannot be written"
+            assert volume["source"].startswith("./deploy/")
+        else:
+            assert re.fullmatch(r"[a-z-]+:/[a-z/]+", volume), "no folder of the host"
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_what_goes_on_running_has_a_health_check_and_what_ends_has_none(service: str) -> None:
     content = SERVICES[service]
     if service in JOBS:
@@ -397,12 +418,25 @@ def test_what_is_optional_is_passed_on_when_it_is_set(monkeypatch: pytest.Monkey
         "REFERRALS_STRIPE_API_KEY": "rk_x",
         "REFERRALS_COOKIE_DOMAIN": "x",
         "REFERRALS_ATTRIBUTION_WINDOW": "9d",
+        "REFERRALS_TRUSTED_PROXIES": "172.18.0.1",
+        "REFERRALS_LIMIT_CLICKS": "7/second",
+        "REFERRALS_LIMIT_UNKNOWN_CODES": "6/second",
+        "REFERRALS_LIMIT_PORTAL_TOKENS": "5/second",
+        "REFERRALS_LIMIT_API_KEYS": "off",
     }
     only(monkeypatch, environment("starter", {**GIVEN, **optional}))
     settings = StarterSettings.load()
     assert settings.stripe_api_key == SecretStr("rk_x")
     assert settings.cookie_domain == "x"
     assert settings.attribution_window.days == 9
+    assert settings.trusted_proxies == ["172.18.0.1/32"]
+    limits = (
+        settings.limit_clicks,
+        settings.limit_unknown_codes,
+        settings.limit_portal_tokens,
+        settings.limit_api_keys,
+    )
+    assert limits == ("7/second", "6/second", "5/second", "off")
     versioned = {"REFERRALS_DEPLOYMENT_NAME": "referrals", "REFERRALS_BUILD_ID": "7"}
     only(monkeypatch, environment("worker", {**GIVEN, **versioned}))
     assert (WorkerSettings.load().deployment_name, WorkerSettings.load().build_id) == ("referrals", "7")
@@ -520,6 +554,8 @@ def test_the_image_is_pinned_and_not_root_s() -> None:
     (account,) = [text for name, text in last if name == "RUN"]
     assert "--gid 10001" in account
     assert "--uid 10001" in account
+    # What runs cannot change itself: all of it is root's, and nothing gives whoever runs it more than he has.
+    assert not re.search(r"--chown|--chmod|chown|chmod .*(\+s|[2467]\d{3})|sudo|setcap", "\n".join(t for _, t in last))
     # What the tools of the first stage made is all that comes over.
     assert [text.split()[0] for name, text in last if name == "COPY"] == ["--from=build", "--from=build"]
 

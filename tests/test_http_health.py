@@ -100,6 +100,9 @@ async def test_errors_of_the_framework_are_problems_too(starter: Starter) -> Non
     assert_problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"
     assert_problem(await starter.send("GET", "/stripe/webhooks"), 405, "method-not-allowed")
+    answer = await starter.call("POST", "/v1/accounts/acct-1")
+    assert_problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "DELETE, PUT", "all methods of the address, which has several routes"
 
 
 async def test_rule_24_an_error_that_nobody_foresaw_is_a_problem_and_is_logged_without_its_words(

@@ -65,7 +65,26 @@ def test_rule_10_one_mailbox_has_one_address(email: str, mailbox: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "email", ["", " ", "@", "ann", "ann@", "@example.com", "ann@.", "ann@ ", "ann@。", "ann@\u00ad", "ann@ü..example"]
+    "email",
+    [
+        "",
+        " ",
+        "@",
+        "ann",
+        "ann@",
+        "@example.com",
+        "ann@.",
+        "ann@ ",
+        "ann@。",
+        "ann@\u00ad",
+        "ann@ü..example",
+        "ann@\r.",
+        "ann@example.com \uff0e",
+        "ann@ü\u00a0\u00ad",
+        "ann@\uff20",
+        "ann@exa mple.com",
+        "ann@exa\0mple.com",
+    ],
 )
 def test_rule_10_what_is_no_address_is_refused(email: str) -> None:
     with pytest.raises(ValueError, match=r"^no e-mail address$"):
