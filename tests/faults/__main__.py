@@ -1,0 +1,59 @@
+"""`make faults`: the whole program under load and under fire, and the tally afterwards."""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+from pathlib import Path
+
+from tests.faults.run import Run, carry_out
+from tests.faults.schedule import ALL, SHORT
+
+SECONDS_A_STEP = 0.8
+SHORT_SECONDS = 34.0
+"""How long the load of a short run lasts."""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--minutes", type=float, help="how long the load lasts [default: a short run]")
+    parser.add_argument("--seed", type=int, help="repeats the schedule of another run")
+    parser.add_argument("--keep", type=Path, help="where the record and the logs are left")
+    parser.add_argument("--plan", action="store_true", help="only say what would happen when")
+    parser.add_argument("--no-mount", action="store_true", help="fill the disk without a file system of its own")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run it; the last line is one of JSON.
+
+    Returns:
+        The exit status: 0 only if nothing was lost, and nothing happened twice.
+    """
+    asked = _arguments()
+    seed = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
+    short = asked.minutes is None
+    seconds = SHORT_SECONDS if asked.minutes is None else asked.minutes * 60
+    run = Run(
+        seed=seed,
+        steps=max(int(seconds / SECONDS_A_STEP), 1),
+        seconds_a_step=SECONDS_A_STEP,
+        faults=SHORT if short else ALL,
+        every=2 if short else 4,
+        cycle_seconds=12.0 if short else 20.0,
+        settle_seconds=60.0 if short else 240.0,
+        keep=asked.keep,
+        may_mount=not asked.no_mount,
+    )
+    if asked.plan:
+        for step in run.plan():
+            sys.stdout.write(f"{step.number:5} {step.kind:45} {step.fault.name if step.fault else ''}\n")
+        return 0
+    outcome = asyncio.run(carry_out(run, lambda line: print(line, flush=True)))
+    print(json.dumps(outcome.document()), flush=True)
+    return 0 if outcome.holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
