@@ -41,8 +41,9 @@ def main() -> int:
         seconds_a_step=SECONDS_A_STEP,
         faults=SHORT if short else ALL,
         every=2 if short else 4,
-        cycle_seconds=12.0 if short else 20.0,
-        settle_seconds=60.0 if short else 240.0,
+        cycle_seconds=12.0 if short else 30.0,
+        settle_seconds=90.0 if short else 300.0,
+        at_most_seconds=None if short else seconds,
         keep=asked.keep,
         may_mount=not asked.no_mount,
     )

@@ -20,12 +20,14 @@ from tests.faults.wire import Call, Moment
 PATIENCE_SECONDS = 30.0
 """How long a worst moment is waited for; the load goes on meanwhile until the next fault is due."""
 
-BACK_SECONDS = 20.0
+BACK_SECONDS = 45.0
 """How long a killed process may take to be started again."""
 
 WORKER_TELLS = 400
 STARTER_TELLS = 150
 """From how many bytes on a call is no poll for work and no question whether the server is well."""
+
+_LOOK_SECONDS = 0.05
 
 _NO_ROOM = (b"No space left on device", b"File too large")
 
@@ -79,22 +81,16 @@ class Blows:
 
     async def _up(self, name: str) -> int | None:
         """The pid of a process, which may have to be started again first."""
-        deadline = time.monotonic() + BACK_SECONDS
-        while time.monotonic() < deadline:
-            process = self._processes.one(name)
-            if process is not None:
-                return process.pid
-            await asyncio.sleep(0.05)
-        return None
+        await _until(lambda: self._processes.one(name) is not None, BACK_SECONDS)
+        process = self._processes.one(name)
+        return process.pid if process else None
 
     async def _back(self, name: str, before: int) -> bool:
-        deadline = time.monotonic() + BACK_SECONDS
-        while time.monotonic() < deadline:
+        def another() -> bool:
             process = self._processes.one(name)
-            if process is not None and process.pid != before:
-                return True
-            await asyncio.sleep(0.05)
-        return False
+            return process is not None and process.pid != before
+
+        return await _until(another, BACK_SECONDS)
 
     async def _stop(self, name: str, seconds: float) -> bool:
         await self._up(name)
@@ -119,9 +115,7 @@ class Blows:
 
     async def _cut(self, program: str, server: str, seconds: float) -> bool:
         wire = self._servers.to_postgres if server == "postgres" else self._servers.to_temporal
-        deadline = time.monotonic() + BACK_SECONDS
-        while not wire.connections(program) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await _until(lambda: wire.connections(program) > 0, BACK_SECONDS)
         cut = wire.cut(program, seconds)
         await asyncio.sleep(seconds)
         return cut > 0
@@ -227,11 +221,29 @@ class Blows:
         lost = self._load.lost_events
         self._load.losing = True
         try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while self._load.lost_events == lost and time.monotonic() < deadline:
-                await asyncio.sleep(0.1)
+            await _until(lambda: self._load.lost_events > lost, PATIENCE_SECONDS)
             await asyncio.sleep(seconds)
         finally:
             self._load.losing = False
         self._load.reconcile_soon()
         return self._load.lost_events > lost
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for something that nobody tells of, so long at most; whether it came."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[bool] = loop.create_future()
+    deadline = loop.time() + seconds
+
+    def look() -> None:
+        if came.done():
+            return
+        if condition():
+            came.set_result(True)
+        elif loop.time() > deadline:
+            came.set_result(False)
+        else:
+            loop.call_later(_LOOK_SECONDS, look)
+
+    look()
+    return await came

@@ -5,7 +5,6 @@ Each says what it has to say until it is answered, as a backend and Stripe do, a
 
 import asyncio
 import hashlib
-import json
 import random
 import sys
 import time
@@ -39,7 +38,10 @@ AGAIN_SECONDS = 0.4
 LOOK_SECONDS = 0.8
 COMMAND_SECONDS = 60
 
-STORY_SECONDS = 180.0
+MOST_AT_ONCE = 40
+"""How many stories go on at the same time."""
+
+STORY_SECONDS = 240.0
 """How long a story may take, whatever happens meanwhile."""
 
 STARS = 2
@@ -174,6 +176,11 @@ class Load:
         task = asyncio.create_task(self._guarded(_Story(self, step)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def has_room(self) -> None:
+        """Wait while as many stories go on as there may: a program that is slow is not buried."""
+        while len(self._tasks) >= MOST_AT_ONCE:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def ends(self) -> None:
         """Wait until all stories are at their ends."""
@@ -424,7 +431,7 @@ class _Story:
         load, chance = self._load, self._chance
         plan = chance.choice(sorted(PRICES_IN_CENTS))
         now = datetime.now(UTC)
-        seconds = load.cycle_seconds * chance.uniform(1.0, 1.4)
+        seconds = load.cycle_seconds * chance.uniform(1.5, 2.0)
         if self.kind is Kind.STAR:
             referrer, link = await load.star(chance.randrange(STARS))
         else:
@@ -454,7 +461,7 @@ class _Story:
         if self.kind is Kind.SELF:
             return referrer
         now, load = datetime.now(UTC), self._load
-        lasts = timedelta(seconds=round(load.cycle_seconds * self._chance.uniform(1.2, 1.6)))
+        lasts = timedelta(seconds=round(load.cycle_seconds * self._chance.uniform(1.0, 1.4)))
         friend = load.person(f"fred-{self.name}", plan, now, lasts)
         if self.kind is Kind.SAME_EMAIL:
             friend.email = referrer.email.upper().replace("@EXAMPLE", "@example")

@@ -9,7 +9,6 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ class Run:
         every: there is a fault at every so many steps.
         cycle_seconds: how soon a friend's billing cycle ends, at least.
         settle_seconds: how long it may take until everything is at its end, when nobody strikes any more.
+        at_most_seconds: after that the load ends, however many steps are left; without it all are made.
         keep: where record and logs are left; nowhere without it.
         may_mount: whether PostgreSQL may have a file system of its own, where that can be had.
     """
@@ -48,6 +48,7 @@ class Run:
     every: int
     cycle_seconds: float
     settle_seconds: float
+    at_most_seconds: float | None = None
     keep: Path | None = None
     may_mount: bool = True
 
@@ -69,6 +70,8 @@ class Outcome:
         problems: what went wrong with the stories themselves.
         statuses: how often those who use the program got which answer.
         disk: how it was made full.
+        steps: how many steps of the load were made.
+        seconds: how long all of it took.
     """
 
     seed: int
@@ -79,6 +82,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     disk: str = ""
+    steps: int = 0
     seconds: float = 0.0
 
     @property
@@ -93,6 +97,7 @@ class Outcome:
             "seed": self.seed,
             "holds": self.holds,
             "survived": dict(sorted(survived.items())) if self.holds else {},
+            "steps": self.steps,
             "faults": len(self.happened),
             "missed": dict(Counter(name for _, name in self.missed)),
             "counted": dict(self.tally.counted),
@@ -150,13 +155,18 @@ async def _strike(run: Run, servers: Servers, load: Load, outcome: Outcome, say:
         seconds = time.monotonic() - began
         say(f"step {step:4}  {'' if happened else 'MISSED: '}{fault.name} ({seconds:.1f} s, {load.open} stories open)")
 
+    began = time.monotonic()
     for step in run.plan():
+        if run.at_most_seconds is not None and time.monotonic() - began > run.at_most_seconds:
+            break
         if step.fault is not None:
             if striking is not None:
                 await striking
             striking = asyncio.create_task(strike(step.number, step.fault, random.Random(chance.random())))  # noqa: S311
             await asyncio.sleep(0)
+        await load.has_room()
         load.begin(step)
+        outcome.steps += 1
         await asyncio.sleep(run.seconds_a_step)
     if striking is not None:
         await striking
@@ -171,16 +181,21 @@ async def _count_up(
     await load.ends()
     await load.reconcile()
     url = servers.postgres.superuser_url(DATABASE)
-    count = partial(asyncio.to_thread, tally, record.path, url)
-    while not (counted := await count()).holds and not counted.wrong and time.monotonic() < deadline:
-        await asyncio.sleep(0.5)
-    # What is wrong stays wrong; what is late only has to come until the end.
-    outcome.tally = counted
+    outcome.tally = counted = await asyncio.to_thread(_counted, record.path, url, deadline)
     say("everything is at its end; `referrals check`" if counted.holds else "not everything came to its end")
     status, said = await load.command("check", "--json", "--late", "1", "--untold", "1")
     outcome.check = (status, _broken(said) if status in (0, 1) else [said])
     outcome.problems += load.problems
     outcome.statuses = load.statuses
+
+
+def _counted(record: Path, url: str, deadline: float) -> Tally:
+    """The tally, as soon as it holds. What is wrong stays wrong; what is late only has to come until the deadline."""
+    while True:
+        counted = tally(record, url)
+        if counted.holds or counted.wrong or time.monotonic() > deadline:
+            return counted
+        time.sleep(0.5)
 
 
 def _broken(said: str) -> list[str]:

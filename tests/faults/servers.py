@@ -35,7 +35,7 @@ PROGRAMS = ("worker", "starter")
 READY_SECONDS = 90.0
 
 TMPFS_MEGABYTES = 4096
-"""The most that the database may take, where it has a file system of its own in memory; what is not used costs nothing."""
+"""The most that the database may take, where it has a file system of its own in memory; only what is used is taken."""
 
 SMALL_FILES = 65536
 """The longest file that PostgreSQL may write when its disk is made full in the other way, in bytes."""
@@ -326,14 +326,19 @@ def _wait(what: str, condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def own_folder(kept: Path | None) -> AsyncIterator[Path]:
     """A folder that every user of the machine may pass through; removed at the end unless it is to be kept."""
-    folder = Path(tempfile.mkdtemp(prefix="referrals-faults-", dir="/tmp"))  # noqa: S108
-    folder.chmod(0o755)
+    folder = await asyncio.to_thread(_make_folder)
     try:
         yield folder
     finally:
         if kept is not None:
             await asyncio.to_thread(_keep, folder, kept)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _make_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="referrals-faults-", dir="/tmp"))
+    folder.chmod(0o755)
+    return folder
 
 
 def _keep(folder: Path, kept: Path) -> None:

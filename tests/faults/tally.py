@@ -23,6 +23,9 @@ BONUS = {"starter": 22, "pro": 90, "power": 300}
 
 LONGEST = timedelta(days=31)
 
+WAITED_FOR = timedelta(minutes=30)
+"""A lot that is due within this time is waited for; others end long after the run."""
+
 CREDITED = frozenset({"credited", "settled"})
 
 OUTCOMES: dict[str, tuple[bool, frozenset[str]]] = {
@@ -307,8 +310,9 @@ def _ends(said: _Said, books: _Books, counts: Tally) -> None:
             counts.wrong.append(f"lot {grant_id} expired at {lot['expired_at']}, before its end at {expires_at}")
         if expires_at <= books.now:
             counts.counted["due lots"] += 1
-            if not over:
-                counts.pending.append(f"lot {grant_id} was due at {expires_at} and has not expired")
+            counts.counted["due lots expired once"] += kinds["expiry"] == 1
+        if expires_at <= books.now + WAITED_FOR and not over:
+            counts.pending.append(f"lot {grant_id} is due at {expires_at} and has not expired")
         for entry in books.entries[grant_id]:
             if entry["kind"] == "usage" and over and entry["entry_id"] > _end_of(books.entries[grant_id]):
                 counts.wrong.append(f"lot {grant_id} was used after its end")

@@ -1,8 +1,8 @@
 """What lies between the programs and their servers: proxies that can cut, and that know what goes through them.
 
 They read the wire as the servers do, so that a blow can fall right after PostgreSQL has committed and before the
-program hears of it, or right after Temporal has taken a call and before its answer is passed on. Nothing of the program is
-changed for that: it speaks to another port, and that is all.
+program hears of it, or right after Temporal has taken a call and before its answer is passed on. Nothing of the program
+is changed for that: it speaks to another port, and that is all.
 """
 
 import asyncio
