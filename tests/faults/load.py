@@ -35,10 +35,10 @@ from workflows.messages import ReferralStart
 AGAIN_SECONDS = 0.4
 """How soon somebody who got no answer says it again."""
 
-LOOK_SECONDS = 0.8
+LOOK_SECONDS = 1.0
 COMMAND_SECONDS = 60
 
-MOST_AT_ONCE = 40
+MOST_AT_ONCE = 14
 """How many stories go on at the same time."""
 
 STORY_SECONDS = 240.0
