@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format screenshots requirements clean
+.PHONY: help setup run test faults lint format screenshots requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,14 @@ TESTS_AT_ONCE ?= 3
 
 test: lint ## every check and every test
 	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
+
+# make faults: MINUTES=30 makes it a long one, SEED=7 repeats the schedule of another run.
+MINUTES ?=
+SEED ?=
+FAULTS_OPTIONS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+faults: setup ## the program under load and under fire, then counted up (MINUTES=30, SEED=7)
+	@$(BIN)/python -m tests.faults $(FAULTS_OPTIONS)
 
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)

@@ -109,7 +109,7 @@ DAMAGE = {
     "an event that is gone": ("DELETE FROM stripe_event", "is nowhere"),
     "an event of which nobody was told": ("UPDATE stripe_event SET signalled_at = NULL", "nobody was told of it"),
     "a signup that is gone": (
-        "DELETE FROM entry; DELETE FROM grant_lot; DELETE FROM referral_event; DELETE FROM outbox; DELETE FROM referral",
+        "DELETE FROM entry; DELETE FROM grant_lot; DELETE FROM referral_event; DELETE FROM outbox;DELETE FROM referral",
         "the acknowledged signup",
     ),
     "a message that is gone": ("DELETE FROM outbox", "0 messages say credited"),

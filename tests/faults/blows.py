@@ -12,10 +12,11 @@ from functools import partial
 import psutil
 import psycopg
 
-from tests.faults.load import Load
+from tests.faults.load import Load, Receiver
 from tests.faults.schedule import STEPS, Fault, How
 from tests.faults.servers import Servers
 from tests.faults.wire import Call, Moment
+from tests.stripe_server import StripeServer
 
 PATIENCE_SECONDS = 30.0
 """How long a worst moment is waited for; the load goes on meanwhile until the next fault is due."""
@@ -28,6 +29,8 @@ STARTER_TELLS = 150
 """From how many bytes on a call is no poll for work and no question whether the server is well."""
 
 _LOOK_SECONDS = 0.05
+
+_REFUSALS = (503,) * 10_000
 
 _NO_ROOM = (b"No space left on device", b"File too large")
 
@@ -42,9 +45,11 @@ SELECT EXISTS (
 class Blows:
     """Strikes, and says whether it hit."""
 
-    def __init__(self, servers: Servers, load: Load) -> None:
-        """Strike at these processes, under this load."""
+    def __init__(self, servers: Servers, load: Load, stripe: StripeServer, receiver: Receiver) -> None:
+        """Strike at these processes, and at others' servers, under this load."""
         self._servers = servers
+        self._stripe = stripe
+        self._receiver = receiver
         self._load = load
         self._processes = servers.processes
 
@@ -71,6 +76,8 @@ class Blows:
                 return await self._fill_disk(fault.seconds)
             case How.CLOCK:
                 return await self._move_clock(float(fault.what), fault.seconds)
+            case How.AWAY:
+                return await self._away(fault.whom, fault.seconds)
             case How.LOST:
                 return await self._lose(fault.seconds)
 
@@ -216,6 +223,26 @@ class Blows:
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.2)
+
+    async def _away(self, whose: str, seconds: float) -> bool:
+        """Refuse everybody for some seconds from the first one on who asks."""
+        stripe, receiver = self._stripe, self._receiver
+        before = receiver.refused
+
+        def refused() -> bool:
+            return len(stripe.failures) < len(_REFUSALS) if whose == "stripe" else receiver.refused > before
+
+        if whose == "stripe":
+            stripe.failures.extend(_REFUSALS)
+        else:
+            receiver.out_of_order = True
+        try:
+            felt = await _until(refused, PATIENCE_SECONDS)
+            await asyncio.sleep(seconds)
+        finally:
+            stripe.failures.clear()
+            receiver.out_of_order = False
+        return felt
 
     async def _lose(self, seconds: float) -> bool:
         lost = self._load.lost_events

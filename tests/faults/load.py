@@ -63,7 +63,8 @@ class Receiver:
         self._record = record
         self._attempts: Counter[str] = Counter()
         self.forged = 0
-        self.taken = 0
+        self.refused = 0
+        self.out_of_order = False
 
     async def __call__(
         self,
@@ -93,10 +94,12 @@ class Receiver:
         message = headers["webhook-id"]
         self._attempts[message] += 1
         digest = hashlib.sha256(body).hexdigest()
+        if self.out_of_order:
+            self.refused += 1
+            return 503
         if self._attempts[message] == 1 and int(digest[0], 16) < 2:
             return 503
         self._record.write("received", message=message, body=digest)
-        self.taken += 1
         return 204
 
 

@@ -126,7 +126,8 @@ async def carry_out(run: Run, say: Callable[[str], None]) -> Outcome:
                 outcome.disk = servers.disk.name
                 load = Load(servers, stripe, record, run.seed, run.cycle_seconds)
                 try:
-                    await _strike(run, servers, load, outcome, say)
+                    blows = Blows(servers, load, stripe, receiver)
+                    await _strike(run, blows, load, outcome, say)
                     await _count_up(run, servers, load, record, outcome, say)
                 finally:
                     await load.close()
@@ -143,9 +144,9 @@ async def carry_out(run: Run, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-async def _strike(run: Run, servers: Servers, load: Load, outcome: Outcome, say: Callable[[str], None]) -> None:
+async def _strike(run: Run, blows: Blows, load: Load, outcome: Outcome, say: Callable[[str], None]) -> None:
     """The load, and with its steps the faults: each begins at its own step, when the one before is over."""
-    blows, chance = Blows(servers, load), random.Random(run.seed)  # noqa: S311 - no secret
+    chance = random.Random(run.seed)  # noqa: S311 - no secret
     striking: asyncio.Task[None] | None = None
 
     async def strike(step: int, fault: Fault, own_chance: random.Random) -> None:

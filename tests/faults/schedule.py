@@ -25,6 +25,8 @@ class How(StrEnum):
     """PostgreSQL's disk is full for some seconds."""
     CLOCK = "clock"
     """The ledger's clock is a minute off for some seconds."""
+    AWAY = "away"
+    """Somebody else's server answers nobody for some seconds."""
     LOST = "lost"
     """Stripe's events do not arrive for a while; only reconciliation can find them."""
 
@@ -146,6 +148,8 @@ SURROUNDINGS = (
     Fault("disk full", How.DISK, "postgres", seconds=3.0, needs=Kind.PLAIN),
     Fault("ledger's clock a minute ahead", How.CLOCK, "postgres", "60", 4.0, Kind.PLAIN),
     Fault("ledger's clock a minute behind", How.CLOCK, "postgres", "-60", 4.0, Kind.PLAIN),
+    Fault("Stripe's API out of reach", How.AWAY, "stripe", seconds=3.0, needs=Kind.PLAIN),
+    Fault("the backend's endpoint out of order", How.AWAY, "backend", seconds=3.0, needs=Kind.PLAIN),
     Fault("Stripe's events lost", How.LOST, "starter", seconds=3.0, needs=Kind.PLAIN),
 )
 """What else can go wrong with a machine, a network, Stripe."""
@@ -172,6 +176,7 @@ _IN_SHORT = {
     "answer of Temporal lost, worker killed",
     "disk full",
     "ledger's clock a minute ahead",
+    "Stripe's API out of reach",
     "Stripe's events lost",
 }
 SHORT = tuple(fault for fault in ALL if fault.name in _IN_SHORT)
