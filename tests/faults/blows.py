@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import LiteralString
 
 import psutil
 import psycopg
@@ -34,12 +35,22 @@ _REFUSALS = (503,) * 10_000
 
 _NO_ROOM = (b"No space left on device", b"File too large")
 
-_BETWEEN_TWO = """
+_BETWEEN_TWO: LiteralString = """
 SELECT EXISTS (
     SELECT FROM grant_lot open JOIN grant_lot over USING (referral_id)
     WHERE open.expired_at IS NULL AND open.voided_at IS NULL
         AND over.grant_id = (SELECT grant_id FROM entry WHERE kind = 'expiry' ORDER BY entry_id DESC LIMIT 1))
 """
+
+_CONCERNS: dict[str, LiteralString] = {
+    # An event that concerns no referral yet has nobody to tell.
+    "event stored": """
+SELECT EXISTS (
+    SELECT FROM referral JOIN customer ON customer.account_id = referral.referee_id JOIN paid_period USING (customer_id)
+    WHERE referral.stage IN ('clicked', 'signed_up'))
+""",
+}
+"""What has to be so, that the moment of a step is the one that is waited for."""
 
 
 class Blows:
@@ -135,7 +146,7 @@ class Blows:
             self._blow(how, fault.whom, fault.seconds),
             before=how == "kill before",
             passes=how in ("away", "temporal"),
-            wanted=self._between_two if how == "between" else None,
+            wanted=self._asks(_BETWEEN_TWO if how == "between" else _CONCERNS.get(step)),
         )
         wire = self._servers.to_postgres
         wire.moment = moment
@@ -164,13 +175,17 @@ class Blows:
 
         return blow
 
-    async def _between_two(self) -> bool:
+    def _asks(self, question: LiteralString | None) -> Callable[[], Awaitable[bool]] | None:
+        """Whether it is the moment, asked of the database; none where every one is."""
+        if question is None:
+            return None
+
         def look() -> bool:
             with self._servers.superuser() as connection:
-                found = connection.execute(_BETWEEN_TWO).fetchone()
+                found = connection.execute(question).fetchone()
             return bool(found and found[0])
 
-        return await asyncio.to_thread(look)
+        return partial(asyncio.to_thread, look)
 
     async def _answer(self, fault: Fault) -> bool:
         least = WORKER_TELLS if fault.whom == "worker" else STARTER_TELLS

@@ -570,6 +570,8 @@ class _Story:
         events = friend.events()
         load.charge(friend)
         chance.shuffle(events)
+        if chance.random() < 0.5:
+            return await self._told_in_turn(friend, events)
         if chance.random() < 0.3:
             # The same one again, at the same moment.
             events.append(chance.choice(events))
@@ -578,6 +580,14 @@ class _Story:
         if taken and chance.random() < 0.3:
             # And once more when it was acknowledged.
             await load.tell(events[0])
+        return taken
+
+    async def _told_in_turn(self, friend: _Person, events: list[dict[str, Any]]) -> bool:
+        """One after the other, the payment last: no other event makes up for one that nobody was told of."""
+        taken = True
+        for one in sorted(events, key=lambda one: one["type"] == "invoice.paid"):
+            taken &= await self._load.tell(one, may_be_lost=self.kind is Kind.PLAIN)
+        self._load.write("invoice", invoice=friend.invoice)
         return taken
 
     async def _pays_before_linked(self, friend: _Person, given_back: float) -> None:

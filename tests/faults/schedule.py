@@ -77,7 +77,7 @@ STEPS = {
     "decision": r"INSERT INTO review\b",
     "delivery written down": r"INSERT INTO delivery\b",
     "signup reserved": r"INSERT INTO referral \(",
-    "event stored": r"INSERT INTO stripe_event\b",
+    "event stored": r"INSERT INTO paid_period\b",
     "event told": r"UPDATE stripe_event SET signalled_at",
     "usage recorded": r"INSERT INTO operation\b",
     "account reported": r"INSERT INTO account\b",
@@ -96,7 +96,8 @@ def _worst(whom: str, step: str, what: str, needs: Kind | None = None) -> Fault:
         "away": f"Temporal out of reach between event stored and workflow signalled: {step}",
         "between": "worker killed between two expiries",
     }
-    seconds = 3.0 if what == "away" else 0.0
+    # Longer than the starter waits for Temporal.
+    seconds = 7.0 if what == "away" else 0.0
     return Fault(words[what], How.WORST, whom, f"{what}: {step}", seconds, needs)
 
 
