@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.faults.run import Outcome, Run, carry_out
 from tests.faults.schedule import ALL, SHORT
 
-SHORT_STEPS = 43
+SHORT_STEPS = 2 * len(SHORT) + 3
 """How many steps of the load a short run has: enough for each of its faults."""
 
 
@@ -53,19 +53,30 @@ def main() -> int:
             sys.stdout.write(f"{step.number:5} {step.kind:45} {step.fault.name if step.fault else ''}\n")
         return 0
     outcome = asyncio.run(_until_told(run))
+    if outcome is None:
+        print("make faults: ended before its time", file=sys.stderr)
+        return 130
     print(json.dumps(outcome.document()), flush=True)
     return 0 if outcome.holds else 1
 
 
-async def _until_told(run: Run) -> Outcome:
+async def _until_told(run: Run) -> Outcome | None:
     """Carry it out; SIGINT and SIGTERM end it, and nothing is left behind then either."""
     carrying = asyncio.ensure_future(carry_out(run, lambda line: print(line, flush=True)))
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            carrying.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, carrying.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, tell)
     try:
         return await carrying
     except asyncio.CancelledError:
-        sys.exit("make faults: ended before its time")
+        return None
 
 
 if __name__ == "__main__":

@@ -159,10 +159,9 @@ ALL = (*RANDOM_MOMENTS, *WORST_MOMENTS, *SURROUNDINGS)
 
 _IN_SHORT = {
     "worker killed",
-    "starter killed",
     "temporal killed",
     "postgres killed",
-    "worker stopped for 4 s",
+    "starter stopped for 2 s",
     "postgres stopped for 3 s",
     "connections cut for 2 s: worker and postgres",
     "connections cut for 2 s: starter and temporal",
@@ -177,7 +176,6 @@ _IN_SHORT = {
     "answer of Temporal lost, worker killed",
     "disk full",
     "ledger's clock a minute ahead",
-    "Stripe's API out of reach",
     "Stripe's events lost",
 }
 SHORT = tuple(fault for fault in ALL if fault.name in _IN_SHORT)
