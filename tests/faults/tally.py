@@ -255,10 +255,12 @@ def _sides(books: _Books, counts: Tally, story: Row, referral_id: str, credited:
     if by_role["referrer"]["credited_at"] != by_role["referee"]["credited_at"]:
         counts.wrong.append(f"the sides of referral {referral_id} were credited at two moments")
     over = [bool(lot["expired_at"] or lot["voided_at"]) for lot in lots]
-    stage = books.referrals[referral_id]["stage"]
+    row = books.referrals[referral_id]
+    stage = row["stage"]
     if stage == "settled" and not all(over):
         counts.wrong.append(f"referral {referral_id} is settled, and a grant of it is open")
-    if stage == "credited" and all(lot["expired_at"] for lot in lots):
+    # One that was voided stays at its stage, though the two may have been due by then, and have expired.
+    if stage == "credited" and all(lot["expired_at"] for lot in lots) and not row["voided_at"]:
         counts.pending.append(f"both grants of referral {referral_id} have expired, and it is not settled")
     if story["kind"] == "refunded after the credit, voided" and not all(over):
         counts.pending.append(f"referral {referral_id} was voided, and a grant of it is open")
