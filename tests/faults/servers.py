@@ -91,10 +91,15 @@ class OwnFileSystem:
         subprocess.run(["mount", *options, str(self._folder)], check=True, capture_output=True)  # noqa: S603, S607
 
 
+# It becomes the server's user only when it runs: that user may not reach the interpreter.
 _LIMIT = """
-import resource, sys
-longest = int(sys.argv[1])
-for pid in map(int, sys.argv[2:]):
+import os, resource, sys
+uid, gid, longest, *pids = map(int, sys.argv[1:])
+if uid != os.geteuid():
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+for pid in pids:
     try:
         _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (most if longest < 0 else longest, most))
@@ -132,12 +137,9 @@ class LimitedFiles:
 
     def _limit(self, longest: int) -> None:
         pids = [str(process.pid) for process in self._processes.tree("postgres")]
+        user = (self._account.uid, self._account.gid) if self._account else (os.geteuid(), os.getegid())
         subprocess.run(  # noqa: S603 - our own command
-            [sys.executable, "-I", "-S", "-c", _LIMIT, str(longest), *pids],
-            cwd="/",
-            user=self._account.uid if self._account else None,
-            group=self._account.gid if self._account else None,
-            extra_groups=[] if self._account else None,
+            [sys.executable, "-I", "-S", "-c", _LIMIT, *map(str, user), str(longest), *pids],
             check=True,
             capture_output=True,
         )

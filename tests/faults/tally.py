@@ -174,7 +174,7 @@ def _read(record: Path) -> _Said:
 
 def _stories(said: _Said, books: _Books, counts: Tally) -> None:
     """Every payer credited once, both sides or neither, and every acknowledged signup there, and decided."""
-    told: Counter[str] = Counter()
+    told = Counter(said.signups.values())
     for name, story in said.stories.items():
         credited, stages = OUTCOMES[story["kind"]]
         if name not in said.finished:
@@ -188,7 +188,6 @@ def _stories(said: _Said, books: _Books, counts: Tally) -> None:
             counts.wrong.append(f"story {name} is finished, and no signup of it was acknowledged")
             continue
         referral_id = said.signups[name]
-        told[referral_id] += 1
         row = books.referrals.get(referral_id)
         if row is None:
             counts.wrong.append(f"the acknowledged signup of referral {referral_id} is nowhere ({name})")

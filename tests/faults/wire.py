@@ -17,6 +17,8 @@ from typing import Protocol
 
 CHUNK = 65536
 
+_CLOSING_SECONDS = 5.0
+
 _DATA, _HEADERS = 0, 1
 _END_STREAM = 1
 _PREFACE = 24
@@ -119,9 +121,8 @@ class Wire:
         if self._server is not None:
             self._server.close()
         self.cut()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSING_SECONDS)
 
     def connections(self, program: str) -> int:
         """How many connections a program has."""
