@@ -38,6 +38,9 @@ AGAIN_SECONDS = 0.4
 LOOK_SECONDS = 1.0
 COMMAND_SECONDS = 60
 
+RECONCILE_SECONDS = 420.0
+"""A step of a reconciliation whose worker was killed is taken up after two minutes."""
+
 MOST_AT_ONCE = 14
 """How many stories go on at the same time."""
 
@@ -143,7 +146,16 @@ def _unix(at: datetime) -> int:
 class Load:
     """Starts stories, and keeps count of how they go."""
 
-    def __init__(self, servers: Servers, stripe: StripeServer, record: Record, seed: int, cycle_seconds: float) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        stripe: StripeServer,
+        record: Record,
+        seed: int,
+        cycle_seconds: float,
+        *,
+        reconciles_meanwhile: bool,
+    ) -> None:
         """Use the program that runs on `servers`.
 
         Args:
@@ -152,7 +164,9 @@ class Load:
             record: what was sent and answered.
             seed: makes ids that other runs do not have.
             cycle_seconds: how soon a friend's billing cycle ends, at least.
+            reconciles_meanwhile: whether Stripe's lost events are looked for while faults happen, not only afterwards.
         """
+        self._reconciles_meanwhile = reconciles_meanwhile
         self._servers = servers
         self._stripe = stripe
         self._record = record
@@ -328,20 +342,21 @@ class Load:
         return process.returncode or 0, (said if process.returncode == 0 else complained or said).decode()
 
     def reconcile_soon(self) -> None:
-        """Reconcile with Stripe beside everything else."""
+        """Reconcile with Stripe beside everything else, where that is wanted."""
+        if not self._reconciles_meanwhile:
+            return
         task = asyncio.create_task(self.reconcile())
         self._reconciling.add(task)
         task.add_done_callback(self._reconciling.discard)
 
     async def reconcile(self) -> bool:
-        """Reconcile with Stripe, until that comes to its end."""
-        deadline = time.monotonic() + STORY_SECONDS
+        """Reconcile with Stripe, until that comes to its end; whether it did."""
+        deadline = time.monotonic() + RECONCILE_SECONDS
         while time.monotonic() < deadline:
             status, _ = await self.command("reconcile")
             if status == 0:
                 return True
             await asyncio.sleep(1)
-        self.problems.append("`referrals reconcile` never came to an end")
         return False
 
     async def star(self, number: int) -> tuple[_Person, str]:

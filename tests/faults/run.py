@@ -124,7 +124,14 @@ async def carry_out(run: Run, say: Callable[[str], None]) -> Outcome:
             try:
                 await servers.up(may_mount=run.may_mount)
                 outcome.disk = servers.disk.name
-                load = Load(servers, stripe, record, run.seed, run.cycle_seconds)
+                load = Load(
+                    servers,
+                    stripe,
+                    record,
+                    run.seed,
+                    run.cycle_seconds,
+                    reconciles_meanwhile=run.at_most_seconds is not None,
+                )
                 try:
                     blows = Blows(servers, load, stripe, receiver)
                     await _strike(run, blows, load, outcome, say)
@@ -178,10 +185,10 @@ async def _count_up(
 ) -> None:
     """Let everything come to its end, and look whether it did, and as it should."""
     say(f"no faults any more; {load.open} stories go on")
-    deadline = time.monotonic() + run.settle_seconds
     await load.ends()
-    await load.reconcile()
-    url = servers.postgres.superuser_url(DATABASE)
+    if not await load.reconcile():
+        outcome.problems.append("`referrals reconcile` never came to an end")
+    url, deadline = servers.postgres.superuser_url(DATABASE), time.monotonic() + run.settle_seconds
     outcome.tally = counted = await asyncio.to_thread(_counted, record.path, url, deadline)
     say("everything is at its end; `referrals check`" if counted.holds else "not everything came to its end")
     status, said = await load.command("check", "--json", "--late", "1", "--untold", "1")
