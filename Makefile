@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format fuzz audit screenshots release-check openapi build-id requirements clean
+.PHONY: help setup run test lint format faults fuzz audit screenshots release-check openapi build-id requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,12 +40,19 @@ TESTS_AT_ONCE ?= 3
 test: lint ## every check and every test
 	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
 
-# Both with other examples each time; what they find they print in a form to be tried again.
-MINUTES ?= 10
+# make faults: MINUTES=30 makes it a long one, SEED=7 repeats the schedule of another run.
+MINUTES ?=
+SEED ?=
+FAULTS_OPTIONS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+faults: setup ## the program under load and under fire, then counted up (MINUTES=30, SEED=7)
+	@$(BIN)/python -m tests.faults $(FAULTS_OPTIONS)
+
+# Other examples each time; what it finds it prints in a form to be tried again.
 EXAMPLES ?= 200
 
 fuzz: setup ## parsers fed for MINUTES=10, the API with EXAMPLES=200 or so for each call
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 	$(BIN)/pytest tests/test_security_contract.py --contract-examples $(EXAMPLES) --contract-seed $$(date +%s)
 
 audit: setup ## known weaknesses of what we depend on (asks PyPI's service; needs the network)

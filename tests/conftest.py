@@ -46,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--contract-seed", type=int, default=1, help="decides what they are")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the run under faults: it mostly waits, and other processes have the rest to do meanwhile."""
+    items.sort(key=lambda item: "under_faults" not in item.name)
+
+
 _databases = itertools.count(1)
 
 

@@ -211,7 +211,8 @@ async def served(app: Any) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    task = asyncio.create_task(uvicorn_server.serve(sockets=[listener]))
+    # Not `serve`: that takes the signals of the whole process for its own.
+    task = asyncio.create_task(uvicorn_server._serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
