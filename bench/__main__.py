@@ -52,7 +52,7 @@ def bench(
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     unknown = sorted(set(only or ()) - set(GROUPS))
     if unknown:
-        raise typer.BadParameter(f"there is no {', '.join(unknown)}; there are {', '.join(GROUPS)}", param_hint="--only")
+        raise typer.BadParameter(f"of {', '.join(GROUPS)} none is called {', '.join(unknown)}", param_hint="--only")
     try:
         results = asyncio.run(_run(QUICK if quick else FULL, only or list(GROUPS)))
     except StackError as error:
@@ -72,8 +72,6 @@ async def _run(sizes: Sizes, names: list[str]) -> list[Measured]:
             for name in names:
                 _say(f"{time.monotonic() - began:4.0f} s  measuring {name}")
                 results += await GROUPS[name](both)
-                for each in results[-4:]:
-                    logging.getLogger(__name__).info("%s %s", each.row.name, each.ratio)
     _say(f"{time.monotonic() - began:4.0f} s  done")
     return results
 

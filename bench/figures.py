@@ -110,14 +110,14 @@ def measured(row: Row, rounds: Iterable[tuple[float, float]]) -> Measured:
 
 def table(results: Iterable[Measured]) -> str:
     """All figures with both sides' own numbers, for people."""
-    lines = [("ratio", "measured", "rounds from–to", "must be", "", "ours", "divided by")]
+    lines = [("ratio", "measured", "rounds from-to", "must be", "", "ours", "divided by")]
     for each in results:
         row = each.row
         lines.append(
             (
                 row.name,
                 _short(each.ratio),
-                f"{_short(each.least)}–{_short(each.most)}",
+                f"{_short(each.least)}-{_short(each.most)}",
                 row.required,
                 "" if row.bound is None else "holds" if each.holds else "DOES NOT HOLD",
                 f"{_short(each.ours)} {row.unit} ({row.ours})",

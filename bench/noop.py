@@ -1,6 +1,6 @@
-"""The HTTP side with one more endpoint, which takes what Stripe's webhook takes and does nothing: `python -m bench.noop`.
+"""The HTTP side with one more endpoint, which takes what Stripe's webhook takes and does nothing.
 
-It is the same app with everything that stands before its endpoints: the server, the middleware, the log line.
+`python -m bench.noop`. It is the same app with all that stands before its endpoints: server, middleware, log line.
 """
 
 import asyncio

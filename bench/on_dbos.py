@@ -82,7 +82,7 @@ class DbosRuns:
         """Start workflows of this kind."""
         self._life = life
 
-    async def clicked(self, start: ReferralStart, now: datetime, channel: str | None = None) -> None:
+    async def clicked(self, start: ReferralStart, *_: object) -> None:
         """Start a referral's workflow at a click."""
         with SetWorkflowID(workflow_id(start.referral_id)):
             await DBOS.start_workflow_async(cast("Any", self._life), start.referral_id, start.lapses_at)
@@ -91,7 +91,7 @@ class DbosRuns:
         """Report the signup."""
         await DBOS.send_async(workflow_id(start.referral_id), account_id, "signup")
 
-    async def payment_reported(self, start: ReferralStart, account_id: str, event_id: str) -> None:
+    async def payment_reported(self, start: ReferralStart, _: str, event_id: str) -> None:
         """Tell that a payment is on record."""
         await DBOS.send_async(workflow_id(start.referral_id), event_id, "payment")
 

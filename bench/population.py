@@ -1,8 +1,9 @@
 """A ledger with many referrals, written at once: as it would be after a year of a program that does well.
 
-Two of five friends have paid. Everything is spread evenly over the year; a referrer's bonus ends 15 days after its credit,
-a friend's 30 days after it. So a star with 100,000 referrals has some 1,600 bonuses that can be used at any time, among
-38,000 that are over. Nothing of it goes through the program, which would take a day; its constraints hold all the same.
+Two of five friends have paid. Everything is spread evenly over the year; a referrer's bonus ends 15 days after its
+credit, a friend's 30 days after it. So a star with 100,000 referrals has some 1,600 bonuses that can be used at any
+time, among 38,000 that are over. Nothing of it goes through the program, which would take a day; its constraints hold
+all the same.
 """
 
 from collections.abc import Iterator
@@ -80,8 +81,8 @@ INSERT INTO account (account_id, created_at)
     SELECT 'acct-d' || n, now() - interval '40 days' FROM generate_series(1, %(due)s) n;
 INSERT INTO referral (referral_id, code, channel, referrer_id, referee_id, clicked_at, signup_until, lapses_at, stage,
         signed_up_at, plan, bonus_minutes, qualifying_invoice, credited_at, reserved_at)
-    SELECT 'due-' || n, 'c' || substr(md5('acct-star'), 1, 16), 'email', 'acct-star', 'acct-d' || n, at, at + interval '90 days',
-        at + interval '97 days', 'credited', at, 'pro', 90, 'in_d' || n, at, at
+    SELECT 'due-' || n, 'c' || substr(md5('acct-star'), 1, 16), 'email', 'acct-star', 'acct-d' || n,
+        at, at + interval '90 days', at + interval '97 days', 'credited', at, 'pro', 90, 'in_d' || n, at, at
     FROM generate_series(1, %(due)s) n, LATERAL (SELECT now() - interval '31 days') moment (at);
 INSERT INTO grant_lot (grant_id, account_id, referral_id, role, minutes, remaining, credited_at, expires_at)
     SELECT referral_id || '-' || role, account_id, referral_id, role, 90, 90, credited_at,
@@ -91,7 +92,8 @@ INSERT INTO grant_lot (grant_id, account_id, referral_id, role, minutes, remaini
 
 -- What is used here is one minute at a time, of one bonus that does not come to an end meanwhile.
 UPDATE grant_lot SET minutes = 100000, remaining = 100000 WHERE grant_id = (
-    SELECT grant_id FROM grant_lot WHERE account_id = 'acct-star' AND expired_at IS NULL AND expires_at > now() + interval '1 day'
+    SELECT grant_id FROM grant_lot
+    WHERE account_id = 'acct-star' AND expired_at IS NULL AND expires_at > now() + interval '1 day'
     ORDER BY expires_at LIMIT 1);
 """
 
@@ -143,7 +145,8 @@ def ledger(servers: Servers, name: str, referrals: int, star: int, due: int = 0)
         connection.execute("SET session_replication_role = replica")
         connection.execute("SET synchronous_commit = off")
         for statements in (_PEOPLE, _REFERRALS, _DUE, _TOTALS):
-            for statement in filter(str.strip, psycopg.ClientCursor(connection).mogrify(statements, sizes).split(";\n")):
+            script = psycopg.ClientCursor(connection).mogrify(statements, sizes)
+            for statement in filter(str.strip, script.split(";\n")):
                 connection.execute(statement.encode())
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")

@@ -36,9 +36,7 @@ _numbers = itertools.count(1)
 _RUN = secrets.token_hex(3)
 
 
-async def at_once(
-    number: int, items: Iterable[Item], work: Callable[[Item], Awaitable[Result]]
-) -> list[Result]:
+async def at_once(number: int, items: Iterable[Item], work: Callable[[Item], Awaitable[Result]]) -> list[Result]:
     """Do something with every item, so many at once; gives what came of each, in no order."""
     waiting, results = iter(items), list[Result]()
 
@@ -155,7 +153,8 @@ class Program:
 
     async def click(self, referral: Referral) -> None:
         """The friend follows the link."""
-        answer = _expect(302, await next(self._turns).request("GET", f"/r/{referral.code}?c=email", {"User-Agent": PHONE}))
+        path = f"/r/{referral.code}?c=email"
+        answer = _expect(302, await next(self._turns).request("GET", path, {"User-Agent": PHONE}))
         (referral.token,) = parse_qs(urlsplit(answer.headers["location"]).query)["ref"]
 
     async def sign_up(self, referral: Referral) -> None:
@@ -230,5 +229,6 @@ async def until(condition: Callable[[], bool], what: str, *, often: float = 0.01
 
 def _expect(status: int, answer: Answer) -> Answer:
     if answer.status != status:
-        raise UnexpectedAnswerError(f"{answer.status} instead of {status}: {answer.body[:300].decode(errors='replace')}")
+        words = answer.body[:300].decode(errors="replace")
+        raise UnexpectedAnswerError(f"{answer.status} instead of {status}: {words}")
     return answer

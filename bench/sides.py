@@ -111,7 +111,7 @@ class Sides:
         servers.postgres.create_database(ON_DBOS)
         migrate(f"{servers.database_url(owner=True).rpartition('/')[0]}/{ON_DBOS}")
         ports = [free_port() for _ in range(processes)]
-        running = [servers.start(f"starter on DBOS {port}", ["-m", "bench.on_dbos"], self._dbos(port)) for port in ports]
+        running = [servers.start(f"on DBOS {port}", ["-m", "bench.on_dbos"], self._dbos(port)) for port in ports]
         try:
             for process, port in zip(running, ports, strict=True):
                 process.wait_until(lambda port=port: ready(port, "/healthz"))  # type: ignore[misc]

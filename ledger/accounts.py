@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
@@ -90,6 +90,8 @@ async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str
         Of each account that exists, whether it has been erased.
     """
     wanted = sorted(set(account_ids))
+    if not wanted:
+        return {}
     found = await _lock_rows(transaction, wanted)
     missing = [account_id for account_id in wanted if account_id not in found]
     if missing:
@@ -233,41 +235,36 @@ async def known_before(transaction: Transaction, kind: str, account_id: str) -> 
 
     A name that no account was ever reported under does not count.
     """
-    own, other = identity.alias("own"), identity.alias("other")
-    found = await transaction.execute(
-        select(
-            exists().where(
-                own.c.kind == kind,
-                own.c.account_id == account_id,
-                other.c.kind == kind,
-                other.c.hash == own.c.hash,
-                other.c.account_id != account_id,
-                exists().where(account.c.account_id == other.c.account_id),
-                or_(
-                    other.c.first_seen_at < own.c.first_seen_at,
-                    and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),
-                ),
-            )
-        )
+    return bool((await transaction.execute(select(was_known_before(kind, literal(account_id))))).scalar_one())
+
+
+def was_known_before(kind: str, account_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """The same, to be asked together with something else."""
+    own, other = identity.alias(f"own_{kind}"), identity.alias(f"other_{kind}")
+    return exists().where(
+        own.c.kind == kind,
+        own.c.account_id == account_id,
+        other.c.kind == kind,
+        other.c.hash == own.c.hash,
+        other.c.account_id != account_id,
+        exists().where(account.c.account_id == other.c.account_id).correlate(other),
+        or_(
+            other.c.first_seen_at < own.c.first_seen_at,
+            and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),
+        ),
     )
-    return bool(found.scalar_one())
 
 
-async def share_identity(transaction: Transaction, kind: str, first: str, second: str) -> bool:
+def share_identity(kind: str, first: ColumnElement[str], second: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18)."""
-    one, two = identity.alias("one"), identity.alias("two")
-    found = await transaction.execute(
-        select(
-            exists().where(
-                one.c.kind == kind,
-                one.c.account_id == first,
-                two.c.kind == kind,
-                two.c.account_id == second,
-                two.c.hash == one.c.hash,
-            )
-        )
+    one, two = identity.alias(f"one_{kind}"), identity.alias(f"two_{kind}")
+    return exists().where(
+        one.c.kind == kind,
+        one.c.account_id == first,
+        two.c.kind == kind,
+        two.c.account_id == second,
+        two.c.hash == one.c.hash,
     )
-    return bool(found.scalar_one())
 
 
 async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:

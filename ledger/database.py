@@ -1,11 +1,13 @@
 """The connection to PostgreSQL, its transactions and its clock."""
 
+import select
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event, text
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ledger.tables import ledger_now
@@ -45,10 +47,10 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=10,
-            pool_pre_ping=True,
             hide_parameters=True,
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
         )
+        event.listen(self._engine.sync_engine, "checkout", _require_open)
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._offset = offset
         self._announce = announce
@@ -93,6 +95,21 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+
+
+def _require_open(connection: Any, *_: object) -> None:
+    """Take no connection from the pool that the server has closed meanwhile.
+
+    A server that ends, or is restarted, says so on every connection, and so there is something to be read on one that
+    nobody has asked anything. That is known here, without a question to the server before each transaction.
+
+    Raises:
+        InvalidatePoolError: it is closed, and the others of its time with it; the pool opens a new one.
+    """
+    waiting = select.poll()
+    waiting.register(connection.driver_connection.fileno(), select.POLLIN)
+    if waiting.poll(0):
+        raise InvalidatePoolError
 
 
 def written(transaction: Transaction, message_id: str) -> None:

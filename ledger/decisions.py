@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import database, grants, referrals
+from ledger import grants, referrals
 from ledger.database import Transaction
 from ledger.referrals import CreditResult
 from ledger.tables import referral, review
@@ -75,7 +75,7 @@ async def decide(transaction: Transaction, decision: Decision, plans: Plans, pol
         return DecisionResult(await referrals.result_of(transaction, row), known.at, voided)
     if flaw := _impossible(row, decision.action):
         raise ImpossibleError(flaw)
-    at = await database.now(transaction)
+    at = row.now
     match decision.action:
         case Action.APPROVE:
             made = DecisionResult(await _approve(transaction, row, at, plans, policy), at)

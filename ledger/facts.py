@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, assert_never
 
-from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.facts import (
@@ -245,22 +245,20 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     for account_id in sorted(concerned):
         moved += await grants.move_expiries(transaction, account_id, plans, again=again)
         waiting = await referrals.awaiting_payment(transaction, account_id)
-        # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
-        if waiting and (
-            await _has_paid(transaction, account_id) or await accounts.known_before(transaction, "customer", account_id)
-        ):
+        if waiting and (await transaction.execute(_CAN_GO_ON, {"account": account_id})).scalar_one():
             payments += waiting
     return News(tuple(payments), tuple(moved))
 
 
-async def _has_paid(transaction: Transaction, account_id: str) -> bool:
-    found = await transaction.execute(
-        select(paid_period.c.invoice_id)
-        .join(customer, customer.c.customer_id == paid_period.c.customer_id)
-        .where(customer.c.account_id == account_id, paid_period.c.amount_paid > 0)
-        .limit(1)
+# A customer that was another account's ends the referral (rule 10), and its payments are that account's.
+_CAN_GO_ON = select(
+    or_(
+        exists()
+        .where(paid_period.c.customer_id == customer.c.customer_id, paid_period.c.amount_paid > 0)
+        .where(customer.c.account_id == bindparam("account")),
+        accounts.was_known_before("customer", bindparam("account")),
     )
-    return found.first() is not None
+)
 
 
 async def mark_signalled(transaction: Transaction, event_id: str) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, tuple_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Row, Select, bindparam, delete, func, select, text, tuple_
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from ledger import accounts, database
 from ledger.database import Transaction
@@ -74,30 +74,51 @@ async def record(
     """
     sides = (
         await transaction.execute(
-            select(referral.c.referrer_id, referral.c.referee_id).where(referral.c.referral_id == referral_id)
+            select(referral.c.referral_id, referral.c.referrer_id, referral.c.referee_id).where(
+                referral.c.referral_id == referral_id
+            )
         )
     ).one()
+    await _write(transaction, [_message(kind, sides, account_id, at, data, occasion)])
+
+
+def _message(
+    kind: Kind,
+    sides: Any,
+    account_id: str | None,
+    at: datetime,
+    data: Mapping[str, Any],
+    occasion: str = "",
+) -> dict[str, Any]:
+    """A row of the outbox, of a referral whose ids `sides` has."""
     ids = {
-        "referral_id": referral_id,
+        "referral_id": sides.referral_id,
         "referrer_account_id": sides.referrer_id,
         "referee_account_id": sides.referee_id,
     }
-    new = await transaction.execute(
-        insert(outbox)
-        .values(
-            message_id=message_id(kind, referral_id, account_id, occasion),
-            type=kind,
-            referral_id=referral_id,
-            account_id=account_id,
-            data={**ids, **data},
-            created_at=at,
-            due_at=at + STARTED_BY_THEN,
-        )
-        .on_conflict_do_nothing(index_elements=[outbox.c.message_id])
-        .returning(outbox.c.message_id)
-    )
+    return {
+        "message_id": message_id(kind, sides.referral_id, account_id, occasion),
+        "type": kind,
+        "referral_id": sides.referral_id,
+        "account_id": account_id,
+        "data": {**ids, **data},
+        "created_at": at.isoformat(),
+        "due_at": (at + STARTED_BY_THEN).isoformat(),
+    }
+
+
+async def _write(transaction: Transaction, messages: Sequence[Mapping[str, Any]]) -> None:
+    new = await transaction.execute(_WRITE, {"messages": messages})
     for written in new.scalars():
         database.written(transaction, written)
+
+
+# All of them at once, however many.
+_WRITE = text("""
+INSERT INTO outbox (message_id, type, referral_id, account_id, data, created_at, due_at)
+SELECT message_id, type, referral_id, account_id, data, created_at, due_at
+FROM jsonb_populate_recordset(NULL::outbox, :messages) ON CONFLICT (message_id) DO NOTHING RETURNING message_id
+""").bindparams(bindparam("messages", type_=JSONB))
 
 
 async def stage_reached(
@@ -116,59 +137,63 @@ async def stage_reached(
         reason: why, in words that a support agent can read out.
     """
     if stage is Stage.CREDITED:
-        lots = await transaction.scalars(select(grant.c.grant_id).where(grant.c.referral_id == referral_id))
-        for grant_id in sorted(lots):
-            await _bonus_credited(transaction, grant_id, at)
+        lots = (await transaction.execute(_lots().where(grant.c.referral_id == referral_id))).all()
+        told = [_bonus(Kind.BONUS_CREDITED, lot, at) for lot in sorted(lots, key=lambda lot: str(lot.grant_id))]
+        # And of its end, where that is near already.
+        await _write(transaction, told + [reminder for lot in lots for reminder in _reminders(lot, at)])
     kind = kind_of_stage(stage)
     if kind is None:
         return
-    reasons = (
-        await transaction.execute(select(referral.c.review_reasons).where(referral.c.referral_id == referral_id))
-    ).scalar_one()
-    data = {"stage": stage, "reason": reason, "review_reasons": reasons}
-    await record(transaction, kind, referral_id, None, at, data, str(event_id) if happens_again(kind) else "")
+    row = (await transaction.execute(_STANDING, {"referral": referral_id})).one()
+    data = {"stage": stage, "reason": reason, "review_reasons": row.review_reasons}
+    occasion = str(event_id) if happens_again(kind) else ""
+    await _write(transaction, [_message(kind, row, None, at, data, occasion)])
 
 
-async def _bonus_credited(transaction: Transaction, grant_id: str, at: datetime) -> None:
-    """Tell one side of its bonus (rule 6), and of its end where that is near already."""
-    lot = await _lot(transaction, grant_id)
-    await _bonus(transaction, Kind.BONUS_CREDITED, lot, at)
-    await _remind(transaction, lot, at)
+_STANDING = select(
+    referral.c.referral_id, referral.c.referrer_id, referral.c.referee_id, referral.c.review_reasons
+).where(referral.c.referral_id == bindparam("referral"))
 
 
 async def bonus_expired(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
     """Tell one side that its bonus is over, and how many minutes expired unused, which can be none (rule 7)."""
-    await _bonus(transaction, Kind.BONUS_EXPIRED, await _lot(transaction, grant_id), at, expired_minutes=minutes)
+    lot = await _lot(transaction, grant_id)
+    await _write(transaction, [_bonus(Kind.BONUS_EXPIRED, lot, at, expired_minutes=minutes)])
 
 
 async def bonus_voided(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
     """Tell one side that its bonus was voided, and how many unused minutes went, which can be none (rule 20)."""
-    await _bonus(transaction, Kind.BONUS_VOIDED, await _lot(transaction, grant_id), at, voided_minutes=minutes)
+    lot = await _lot(transaction, grant_id)
+    await _write(transaction, [_bonus(Kind.BONUS_VOIDED, lot, at, voided_minutes=minutes)])
 
 
-async def _lot(transaction: Transaction, grant_id: str) -> Row[Any]:
-    query = (
-        select(grant, referral.c.plan, account.c.erased_at)
+def _lots() -> Select[Any]:
+    """Lots, with what is told of them."""
+    return (
+        select(grant, referral.c.referrer_id, referral.c.referee_id, referral.c.plan, account.c.erased_at)
         .join(referral, referral.c.referral_id == grant.c.referral_id)
         .join(account, account.c.account_id == grant.c.account_id)
     )
-    return (await transaction.execute(query.where(grant.c.grant_id == grant_id))).one()
 
 
-async def _bonus(
-    transaction: Transaction, kind: Kind, lot: Row[Any], at: datetime, occasion: str = "", **more: object
-) -> None:
-    """Write down what happened to a bonus, with how it stands in this transaction."""
-    await record(transaction, kind, lot.referral_id, lot.account_id, at, {**_particulars(lot), **more}, occasion)
+async def _lot(transaction: Transaction, grant_id: str) -> Row[Any]:
+    row: Row[Any] = (await transaction.execute(_lots().where(grant.c.grant_id == grant_id))).one()
+    return row
 
 
-async def _remind(transaction: Transaction, lot: Row[Any], at: datetime) -> None:
-    """Tell one side that its bonus ends soon, once for each end that it has had (rule 9).
+def _bonus(kind: Kind, lot: Row[Any], at: datetime, occasion: str = "", **more: object) -> dict[str, Any]:
+    """What happened to a bonus, with how it stands in this transaction."""
+    return _message(kind, lot, lot.account_id, at, {**_particulars(lot), **more}, occasion)
+
+
+def _reminders(lot: Row[Any], at: datetime) -> list[dict[str, Any]]:
+    """One, if its owner is to be told that a bonus ends soon, once for each end that it has had (rule 9).
 
     Nobody is reminded of what nobody can use: all is used, or the account was erased (rule 23).
     """
     if lot.remaining > 0 and lot.erased_at is None and reminder_due(lot.expires_at, at):
-        await _bonus(transaction, Kind.BONUS_EXPIRING, lot, at, lot.expires_at.isoformat())
+        return [_bonus(Kind.BONUS_EXPIRING, lot, at, lot.expires_at.isoformat())]
+    return []
 
 
 def _particulars(lot: Row[Any]) -> dict[str, Any]:
@@ -204,7 +229,7 @@ async def remind_owner(transaction: Transaction, bonus: Lot) -> None:
     at = await database.now(transaction)
     lot = await _lot(transaction, bonus.grant_id)
     if lot.expired_at is None and lot.voided_at is None:
-        await _remind(transaction, lot, at)
+        await _write(transaction, _reminders(lot, at))
 
 
 # Deliveries

@@ -2,21 +2,28 @@
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, or_, select
+from sqlalchemy import Row, and_, bindparam, exists, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import accounts, database, grants, outbox, periods, reviews, signals
+from ledger import accounts, grants, outbox, periods, reviews, signals
 from ledger.database import Transaction
-from ledger.tables import account, referral, referral_event
+from ledger.tables import account, ledger_now, referral, referral_event
 from program.cycles import bonus_expiry, expired
 from program.doubts import Doubt, Finding, in_words
 from program.eligibility import LAPSED_WORDS, Refusal, Signup, refusal_before_credit, refusal_of_signup
-from program.payments import Attention, QualifyingPayment, UnknownPriceError, first_paid_by, first_qualifying_payment
+from program.payments import (
+    Attention,
+    Payment,
+    QualifyingPayment,
+    UnknownPriceError,
+    first_paid_by,
+    first_qualifying_payment,
+)
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
 from program.signals import SignalPolicy
@@ -181,20 +188,25 @@ async def standing(transaction: Transaction, account_id: str) -> Reservation | N
 
 
 async def locked(transaction: Transaction, referral_id: str) -> Row[Any]:
-    """The referral, with both its accounts locked in the order of their ids.
+    """The referral, with both its accounts locked in the order of their ids; `now` is the ledger's clock after that.
 
     Raises:
         UnknownReferralError: no such referral has a signup.
     """
-    parties = (
-        await transaction.execute(
-            select(referral.c.referrer_id, referral.c.referee_id).where(referral.c.referral_id == referral_id)
-        )
-    ).first()
-    if parties is None:
+    # Both accounts exist: the row refers to them.
+    await transaction.execute(_LOCK, {"referral": referral_id})
+    row = (await transaction.execute(_LOCKED, {"referral": referral_id})).first()
+    if row is None:
         raise UnknownReferralError(referral_id)
-    await accounts.lock(transaction, parties)
-    return (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
+    return row
+
+
+_LOCK = text("""
+SELECT FROM account WHERE account_id IN (
+    SELECT unnest(ARRAY[referrer_id, referee_id]) FROM referral WHERE referral_id = :referral)
+ORDER BY account_id FOR NO KEY UPDATE
+""")
+_LOCKED = select(referral, ledger_now().label("now")).where(referral.c.referral_id == bindparam("referral"))
 
 
 async def move(
@@ -202,7 +214,7 @@ async def move(
 ) -> None:
     """Take a referral, whose accounts are locked, to a stage, and write it into its story."""
     nothing_to_decide: dict[str, Any] = {"needs_attention": None, "review_reasons": []}
-    await transaction.execute(
+    moved = (
         referral.update()
         .where(referral.c.referral_id == referral_id)
         .values(stage=stage, reason=reason, **nothing_to_decide | values)
@@ -211,6 +223,7 @@ async def move(
         referral_event.insert()
         .values(referral_id=referral_id, stage=stage, reason=reason, at=at)
         .returning(referral_event.c.event_id)
+        .add_cte(moved.cte("moved"))
     )
     await outbox.stage_reached(transaction, event_id.scalar_one(), referral_id, stage, at, reason)
 
@@ -230,34 +243,37 @@ async def refuse_attributed(
     return CreditResult(Stage.REFUSED, words)
 
 
-async def _signup(transaction: Transaction, row: Row[Any]) -> Signup:
-    """What is known of a referral's signup."""
+_ELSEWHERE = exists().where(
+    referral.c.referee_id == bindparam("referee"),
+    referral.c.referral_id != bindparam("referral"),
+    referral.c.stage.in_([stage for stage in Stage if stage.attributed]),
+)
+_SIGNUP = select(
+    account.c.created_at,
+    account.c.erased_at,
+    _ELSEWHERE.label("elsewhere"),
+    accounts.share_identity("email", bindparam("referrer"), bindparam("referee")).label("same_email"),
+    accounts.share_identity("customer", bindparam("referrer"), bindparam("referee")).label("same_customer"),
+    accounts.was_known_before("email", bindparam("referee")).label("known_email"),
+    accounts.was_known_before("customer", bindparam("referee")).label("known_customer"),
+).where(account.c.account_id == bindparam("referee"))
+
+
+async def _signup(transaction: Transaction, row: Row[Any], payments: Iterable[Payment]) -> Signup:
+    """What is known of a referral's signup, and of the friend's payments."""
     referrer, referee = row.referrer_id, row.referee_id
-    who = (
-        await transaction.execute(
-            select(account.c.created_at, account.c.erased_at).where(account.c.account_id == referee)
-        )
-    ).one()
-    elsewhere = await transaction.execute(
-        select(
-            exists().where(
-                referral.c.referee_id == referee,
-                referral.c.referral_id != row.referral_id,
-                referral.c.stage.in_([stage for stage in Stage if stage.attributed]),
-            )
-        )
-    )
-    payments = await periods.payments_of(transaction, referee)
+    parties = {"referrer": referrer, "referee": referee, "referral": row.referral_id}
+    known = (await transaction.execute(_SIGNUP, parties)).one()
     return Signup(
-        created_at=who.created_at,
+        created_at=known.created_at,
         clicked_at=row.clicked_at,
         same_account=referrer == referee,
-        same_email=await accounts.share_identity(transaction, "email", referrer, referee),
-        same_customer=await accounts.share_identity(transaction, "customer", referrer, referee),
-        erased=who.erased_at is not None,
-        already_referred=bool(elsewhere.scalar_one()),
-        known_email=await accounts.known_before(transaction, "email", referee),
-        known_customer=await accounts.known_before(transaction, "customer", referee),
+        same_email=known.same_email,
+        same_customer=known.same_customer,
+        erased=known.erased_at is not None,
+        already_referred=known.elsewhere,
+        known_email=known.known_email,
+        known_customer=known.known_customer,
         first_paid_at=first_paid_by(payments),
     )
 
@@ -268,7 +284,9 @@ async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Re
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    return refusal_of_signup(await _signup(transaction, await locked(transaction, referral_id)))
+    row = await locked(transaction, referral_id)
+    payments = await periods.payments_of(transaction, row.referee_id)
+    return refusal_of_signup(await _signup(transaction, row, payments))
 
 
 async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:
@@ -278,23 +296,25 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
         UnknownReferralError: nothing is reserved under that id.
     """
     row = await locked(transaction, referral_id)
-    at = await database.now(transaction)
-    if Stage(row.stage) is Stage.CLICKED:
-        signup = await _signup(transaction, row)
-        refusal = refusal_of_signup(signup)
-        if refusal is not None:
-            # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
-            await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
-        elif not _window(row).admits(signup.created_at):
-            await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
-        else:
-            await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
-            await transaction.execute(
-                account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
-            )
-        row = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
-    paid = any(payment.amount_paid > 0 for payment in await periods.payments_of(transaction, row.referee_id))
-    return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
+    payments = await periods.payments_of(transaction, row.referee_id)
+    paid = any(payment.amount_paid > 0 for payment in payments)
+    if Stage(row.stage) is not Stage.CLICKED:
+        return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
+    at = row.now
+    signup = await _signup(transaction, row, payments)
+    refusal = refusal_of_signup(signup)
+    if refusal is not None:
+        # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
+        await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
+        return AttributionResult(Stage.REFUSED, refusal.words, at, paid)
+    if not _window(row).admits(signup.created_at):
+        await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
+        return AttributionResult(Stage.LAPSED, LAPSED_WORDS, None, paid)
+    await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
+    await transaction.execute(
+        account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
+    )
+    return AttributionResult(Stage.SIGNED_UP, None, at, paid)
 
 
 async def lapse(transaction: Transaction, referral_id: str) -> Stage:
@@ -309,7 +329,7 @@ async def lapse(transaction: Transaction, referral_id: str) -> Stage:
     row = await locked(transaction, referral_id)
     if Stage(row.stage) is not Stage.CLICKED:
         return Stage(row.stage)
-    await move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    await move(transaction, referral_id, Stage.LAPSED, row.now, LAPSED_WORDS)
     return Stage.LAPSED
 
 
@@ -326,7 +346,7 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, 
     row = await locked(transaction, referral_id)
     if Stage(row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
         return await result_of(transaction, row)
-    return await credit_attributed(transaction, row, await database.now(transaction), plans, policy)
+    return await credit_attributed(transaction, row, row.now, plans, policy)
 
 
 async def credit_attributed(
@@ -350,12 +370,14 @@ async def credit_attributed(
     Raises:
         CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
     """
-    refusal = refusal_before_credit(await _signup(transaction, row))
+    told = await periods.told_of(transaction, (row.referrer_id, row.referee_id), plans)
+    payments = told.payments(row.referee_id)
+    refusal = refusal_before_credit(await _signup(transaction, row, payments))
     if refusal is not None:
         return await refuse_attributed(transaction, row, refusal, at)
     held_already = Stage(row.stage) is Stage.IN_REVIEW and not approved
     try:
-        qualifying = first_qualifying_payment(await periods.payments_of(transaction, row.referee_id), plans)
+        qualifying = first_qualifying_payment(payments, plans)
     except UnknownPriceError as error:
         if held_already:
             return await result_of(transaction, row)
@@ -370,27 +392,23 @@ async def credit_attributed(
     found = [finding for finding in found if finding.doubt not in settled_doubts]
     if held_already or any(finding.hold for finding in found):
         return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
-    return await _credit(transaction, row, at, plans, qualifying, sorted(finding.doubt for finding in found))
+    expires_at = {
+        role: bonus_expiry(at, told.periods(account_id, plans).periods)
+        for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id))
+    }
+    return await _credit(transaction, row, at, expires_at, qualifying, sorted(finding.doubt for finding in found))
 
 
 async def _credit(
     transaction: Transaction,
     row: Row[Any],
     at: datetime,
-    plans: Plans,
+    expires_at: dict[Role, datetime],
     qualifying: QualifyingPayment,
     marks: Sequence[Doubt],
 ) -> CreditResult:
     plan = qualifying.plan
-    expires_at: dict[Role, datetime] = {}
-    for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id)):
-        known = await periods.of_account(transaction, account_id, plans)
-        expires_at[role] = bonus_expiry(at, known.periods)
-        side = grants.Side(row.referral_id, role, account_id)
-        await grants.credit(transaction, side, plan.bonus, at, expires_at[role])
-    await transaction.execute(
-        account.update().where(account.c.account_id == row.referrer_id).values(subscribed=account.c.subscribed + 1)
-    )
+    await grants.credit_both(transaction, row, plan.bonus, at, expires_at)
     await move(
         transaction,
         row.referral_id,
@@ -475,7 +493,7 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
         UnknownReferralError: nothing is reserved under that id.
     """
     row = await locked(transaction, referral_id)
-    at = await database.now(transaction)
+    at = row.now
     expired_minutes: dict[Role, int] = {}
     voided_minutes: dict[Role, int] = {}
     still_open: dict[Role, tuple[datetime, timedelta]] = {}

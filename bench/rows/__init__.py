@@ -1,1 +1,1 @@
-"""The rows of the table, one module a group. Each gives what it measured, side by side, in as many rounds as asked for."""
+"""The rows of the table, one module a group: each measures its sides turn and turn about."""

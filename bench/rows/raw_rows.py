@@ -60,7 +60,7 @@ async def _paid_without_a_word(program: Program, referral: Referral) -> None:
     )
 
 
-async def _timed(referrals: list[Referral], work: Callable[[Referral], Awaitable[None | object]]) -> float:
+async def _timed(referrals: list[Referral], work: Callable[[Referral], Awaitable[object]]) -> float:
     began = time.perf_counter()
     for referral in referrals:
         await work(referral)

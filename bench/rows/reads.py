@@ -50,7 +50,8 @@ async def _compare(rounds: int, number: int, large: Call, small: Call) -> list[t
         await large()
     seen = []
     for _ in range(rounds):
-        ours, other = [], []
+        ours: list[float] = []
+        other: list[float] = []
         for _ in range(number):
             for call, seconds in ((small, other), (large, ours)):
                 began = time.perf_counter()

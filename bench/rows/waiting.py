@@ -3,8 +3,8 @@
 import asyncio
 import time
 
-from bench.figures import ROUNDS, Bound, Measured, Row, measured
 from bench.bare_side import TASKS
+from bench.figures import ROUNDS, Bound, Measured, Row, measured
 from bench.program import AT_ONCE, Referral, at_once, until
 from bench.rows.clicks import start_a_click
 from bench.servers import counter

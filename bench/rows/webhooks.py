@@ -18,7 +18,8 @@ async def measure(sides: Sides) -> list[Measured]:
     """Deliver as many events to both in turn: payments of customers that nobody has reported."""
     servers, number = sides.servers, sides.sizes.events
     port = free_port()
-    process = servers.start("starter with noop", ["-m", "bench.noop"], servers.environments.starter | {"REFERRALS_PORT": str(port)})
+    environment = servers.environments.starter | {"REFERRALS_PORT": str(port)}
+    process = servers.start("starter with noop", ["-m", "bench.noop"], environment)
     process.wait_until(lambda: ready(port))
     credentials = servers.configuration.credentials
     idle = Program([port], credentials.api_key, credentials.stripe_webhook_secret, sides.program.books)
