@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format screenshots requirements clean
+.PHONY: help setup run test lint format bench bench-plots screenshots requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ TESTS_AT_ONCE ?= 3
 
 test: lint ## every check and every test
 	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal
+
+# make bench: QUICK=1 measures less of everything; ARGS="--only lifecycle --strict" takes any option of `python -m bench`.
+QUICK ?=
+
+bench: setup ## what the program costs next to its engine, another one and PostgreSQL alone (QUICK=1)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)

@@ -50,7 +50,7 @@ INSERT INTO referral (referral_id, code, channel, referrer_id, referee_id, click
         FROM generate_series(1, %(friends)s) n) each;
 
 INSERT INTO referral_event (referral_id, stage, at)
-    SELECT referral_id, stage, at FROM referral, LATERAL (VALUES
+    SELECT referral_id, story.stage, at FROM referral, LATERAL (VALUES
         ('signed_up', signed_up_at), ('credited', credited_at),
         ('settled', CASE WHEN stage = 'settled' THEN credited_at + interval '30 days' END)) story (stage, at)
     WHERE at IS NOT NULL;

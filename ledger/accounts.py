@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, case, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
@@ -230,41 +230,33 @@ async def _remember(transaction: Transaction, kind: str, digest: bytes, account_
     )
 
 
-async def known_before(transaction: Transaction, kind: str, account_id: str) -> bool:
+def known_before(kind: str, account_id: str) -> str:
     """Whether an e-mail (`email`) or a Stripe customer (`customer`) of an account was another's before it (rule 10).
 
     A name that no account was ever reported under does not count.
+
+    Args:
+        kind: which of the two.
+        account_id: how the account is called in the statement that asks: a column, or a placeholder.
+
+    Returns:
+        A condition, in SQL.
     """
-    return bool((await transaction.execute(select(was_known_before(kind, literal(account_id))))).scalar_one())
+    return f"""EXISTS (
+        SELECT FROM identity own JOIN identity other USING (kind, hash)
+        WHERE kind = '{kind}' AND own.account_id = {account_id} AND other.account_id <> own.account_id
+            AND EXISTS (SELECT FROM account WHERE account.account_id = other.account_id)
+            AND (other.first_seen_at, other.account_id) < (own.first_seen_at, own.account_id))"""  # noqa: S608
 
 
-def was_known_before(kind: str, account_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """The same, to be asked together with something else."""
-    own, other = identity.alias(f"own_{kind}"), identity.alias(f"other_{kind}")
-    return exists().where(
-        own.c.kind == kind,
-        own.c.account_id == account_id,
-        other.c.kind == kind,
-        other.c.hash == own.c.hash,
-        other.c.account_id != account_id,
-        exists().where(account.c.account_id == other.c.account_id).correlate(other),
-        or_(
-            other.c.first_seen_at < own.c.first_seen_at,
-            and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),
-        ),
-    )
+def share_identity(kind: str, first: str, second: str) -> str:
+    """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18).
 
-
-def share_identity(kind: str, first: ColumnElement[str], second: ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18)."""
-    one, two = identity.alias(f"one_{kind}"), identity.alias(f"two_{kind}")
-    return exists().where(
-        one.c.kind == kind,
-        one.c.account_id == first,
-        two.c.kind == kind,
-        two.c.account_id == second,
-        two.c.hash == one.c.hash,
-    )
+    Arguments and answer are those of :func:`known_before`.
+    """
+    return f"""EXISTS (
+        SELECT FROM identity one JOIN identity two USING (kind, hash)
+        WHERE kind = '{kind}' AND one.account_id = {first} AND two.account_id = {second})"""
 
 
 async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:

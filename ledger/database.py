@@ -1,13 +1,15 @@
 """The connection to PostgreSQL, its transactions and its clock."""
 
 import select
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
+from psycopg.rows import namedtuple_row
 from sqlalchemy import event, text
-from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ledger.tables import ledger_now
@@ -110,6 +112,39 @@ def _require_open(connection: Any, *_: object) -> None:
     waiting.register(connection.driver_connection.fileno(), select.POLLIN)
     if waiting.poll(0):
         raise InvalidatePoolError
+
+
+Question = tuple[str, Mapping[str, Any]]
+"""A statement in psycopg's own words, `%(name)s` for a value, and its values."""
+
+
+async def at_once(transaction: Transaction, *questions: Question) -> list[list[Any]]:
+    """Several statements in one journey to the database and back, carried out in their order, each after the other.
+
+    A statement costs the program about half a millisecond to compose, to send and to wait for, whatever it does; one of
+    several that are sent together a tenth of it. So this is for the few transactions that everything waits for: the
+    others are better off with statements that are composed of the tables' names.
+
+    Returns:
+        The rows of each statement, by the names of their columns; none of one that gives no rows.
+
+    Raises:
+        DBAPIError: one of them failed, and the transaction with it.
+    """
+    connection = (await transaction.get_raw_connection()).driver_connection
+    if connection is None:
+        raise RuntimeError("the transaction has no connection")
+    try:
+        async with connection.pipeline():
+            cursors = [connection.cursor(row_factory=namedtuple_row) for _ in questions]
+            for cursor, (statement, values) in zip(cursors, questions, strict=True):
+                await cursor.execute(statement, values)
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    except psycopg.Error as error:
+        # As the driver's errors come from everywhere else, and no more of them is told (rule 24).
+        raise DBAPIError.instance(
+            None, None, error, psycopg.Error, hide_parameters=True, dialect=transaction.dialect
+        ) from error
 
 
 def written(transaction: Transaction, message_id: str) -> None:

@@ -117,7 +117,7 @@ async def _approve(
 ) -> CreditResult:
     doubts = _doubts(row)
     if Stage(row.stage) is Stage.IN_REVIEW:
-        return await referrals.credit_attributed(transaction, row, at, plans, policy, frozenset(doubts))
+        return await referrals.approve(transaction, row.referral_id, at, plans, policy, frozenset(doubts))
     await transaction.execute(
         referral.update()
         .where(referral.c.referral_id == row.referral_id)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, assert_never
 
-from sqlalchemy import ColumnElement, bindparam, case, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.facts import (
@@ -21,7 +21,7 @@ from billing.facts import (
     RefundSeen,
     SubscriptionEnded,
 )
-from ledger import accounts, grants, periods, referrals, reviews
+from ledger import accounts, database, grants, periods, referrals, reviews
 from ledger.database import Transaction
 from ledger.grants import MovedGrant
 from ledger.referrals import OpenReferral
@@ -245,20 +245,18 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     for account_id in sorted(concerned):
         moved += await grants.move_expiries(transaction, account_id, plans, again=again)
         waiting = await referrals.awaiting_payment(transaction, account_id)
-        if waiting and (await transaction.execute(_CAN_GO_ON, {"account": account_id})).scalar_one():
-            payments += waiting
+        if waiting:
+            [[can_go_on]] = await database.at_once(transaction, (_CAN_GO_ON, {"account": account_id}))
+            payments += waiting if can_go_on.answer else []
     return News(tuple(payments), tuple(moved))
 
 
 # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
-_CAN_GO_ON = select(
-    or_(
-        exists()
-        .where(paid_period.c.customer_id == customer.c.customer_id, paid_period.c.amount_paid > 0)
-        .where(customer.c.account_id == bindparam("account")),
-        accounts.was_known_before("customer", bindparam("account")),
-    )
-)
+_CAN_GO_ON = f"""
+SELECT EXISTS (SELECT FROM paid_period JOIN customer USING (customer_id)
+        WHERE account_id = %(account)s AND amount_paid > 0)
+    OR {accounts.known_before("customer", "%(account)s")} AS answer
+"""  # noqa: S608 - of our own words
 
 
 async def mark_signalled(transaction: Transaction, event_id: str) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, select
 
 from ledger import outbox, periods, queries
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.tables import account, entry, grant, ledger_now
 from program.cycles import moved_expiry
 from program.plans import Plans
@@ -27,12 +27,12 @@ class MovedGrant:
     expires_at: datetime
 
 
-_CREDIT = text("""
+_CREDIT = """
 WITH lot AS (
-    INSERT INTO grant_lot
-        (grant_id, account_id, referral_id, role, minutes, remaining, credited_at, expires_at)
-    VALUES (:referral || '-referrer', :referrer, :referral, 'referrer', :minutes, :minutes, :at, :referrer_until),
-        (:referral || '-referee', :referee, :referral, 'referee', :minutes, :minutes, :at, :referee_until)
+    INSERT INTO grant_lot (grant_id, account_id, referral_id, role, minutes, remaining, credited_at, expires_at)
+    VALUES
+        (%(referrer_lot)s, %(referrer)s, %(referral)s, 'referrer', %(minutes)s, %(minutes)s, %(at)s, %(referrer_end)s),
+        (%(referee_lot)s, %(referee)s, %(referral)s, 'referee', %(minutes)s, %(minutes)s, %(at)s, %(referee_end)s)
     RETURNING *
 ), credited AS (
     INSERT INTO entry (grant_id, account_id, kind, delta, operation_key, at)
@@ -40,28 +40,30 @@ WITH lot AS (
 )
 UPDATE account SET minutes_earned = minutes_earned + minutes, subscribed = subscribed + (role = 'referrer')::integer
 FROM lot WHERE account.account_id = lot.account_id
-""")
+"""
 
 
-async def credit_both(
-    transaction: Transaction, row: Row[Any], minutes: int, at: datetime, expires_at: Mapping[Role, datetime]
-) -> None:
-    """Credit both sides of a referral, whose accounts are locked, and count the friend as a subscriber (rules 6, 12).
+def credit_both(row: Any, minutes: int, at: datetime, expires_at: Mapping[Role, datetime]) -> Question:
+    """Credits both sides of a referral, whose accounts are locked, and counts the friend as a subscriber (rules 6, 12).
 
     One statement: the two lots, the journal, what both have earned. One side alone, the database would refuse (rule 6).
     """
-    await transaction.execute(
-        _CREDIT,
-        {
-            "referral": row.referral_id,
-            "referrer": row.referrer_id,
-            "referee": row.referee_id,
-            "minutes": minutes,
-            "at": at,
-            "referrer_until": expires_at[Role.REFERRER],
-            "referee_until": expires_at[Role.REFEREE],
-        },
-    )
+    return _CREDIT, {
+        "referral": row.referral_id,
+        "referrer": row.referrer_id,
+        "referee": row.referee_id,
+        "referrer_lot": lot_id(row.referral_id, Role.REFERRER),
+        "referee_lot": lot_id(row.referral_id, Role.REFEREE),
+        "minutes": minutes,
+        "at": at,
+        "referrer_end": expires_at[Role.REFERRER],
+        "referee_end": expires_at[Role.REFEREE],
+    }
+
+
+def lot_id(referral_id: str, role: Role) -> str:
+    """The id of the lot that a side of a referral is credited with."""
+    return f"{referral_id}-{role}"
 
 
 async def of_referral(transaction: Transaction, referral_id: str) -> Sequence[Row[Any]]:

@@ -1,15 +1,15 @@
 """What Stripe's facts say of an account: its billing periods, its payments, its prices."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, func, or_, select
 
 from billing.facts import CLEARED_DISPUTE
+from ledger import database
 from ledger.database import Transaction
 from ledger.tables import dispute, invoice_payment, price, refund
 from program.cycles import Period
@@ -74,12 +74,13 @@ def _known(prices: Mapping[str, Price], line: dict[str, Any]) -> Price:
     return Price(seen.id, seen.lookup_key, seen.product or line.get("product"))
 
 
-def _lines(row: Row[Any], prices: Mapping[str, Price]) -> tuple[Line, ...]:
+def _lines(row: Any, prices: Mapping[str, Price]) -> tuple[Line, ...]:
     return tuple(Line(_known(prices, line), line["proration"], line["amount"]) for line in row.lines)
 
 
-_TOLD = text("""
-WITH theirs AS (SELECT customer_id, account_id FROM customer WHERE account_id = ANY(:accounts)),
+TOLD = """
+WITH theirs AS (SELECT customer_id, account_id FROM customer WHERE account_id = ANY(coalesce(%(accounts)s::text[],
+        (SELECT ARRAY[referrer_id, referee_id] FROM referral WHERE referral_id = %(referral)s)))),
     paid AS (SELECT * FROM paid_period JOIN theirs USING (customer_id)),
     seen AS (SELECT * FROM seen_period JOIN theirs USING (customer_id))
 SELECT 'paid' AS kind, account_id, invoice_id AS id, subscription_id AS other, paid_at AS at,
@@ -99,17 +100,16 @@ SELECT 'reversed', account_id, invoice_id, NULL, NULL, NULL, NULL, NULL, NULL FR
         OR EXISTS (SELECT FROM refund WHERE refund.charge_id = link.charge_id)
         OR EXISTS (SELECT FROM dispute WHERE dispute.payment_intent_id = link.payment_intent_id)
         OR EXISTS (SELECT FROM dispute WHERE dispute.charge_id = link.charge_id)))
-""").columns(lines=JSONB)
+"""
+"""All that Stripe told of some accounts' subscriptions, or of those of a referral's two sides."""
 
 
 class Told:
-    """All that Stripe told of some accounts' subscriptions, read in one question, as of one moment."""
+    """What :data:`TOLD` found, read in one question, as of one moment."""
 
-    def __init__(
-        self, rows: Iterable[Row[Any]], prices: Mapping[str, Price], reversals: Mapping[str, Reversals]
-    ) -> None:
+    def __init__(self, rows: Iterable[Any], prices: Mapping[str, Price], reversals: Mapping[str, Reversals]) -> None:
         """Sort what was read by account."""
-        self._rows: dict[tuple[str, str], list[Row[Any]]] = defaultdict(list)
+        self._rows: dict[tuple[str, str], list[Any]] = defaultdict(list)
         for row in rows:
             self._rows[row.kind, row.account_id].append(row)
         self._prices = prices
@@ -150,16 +150,22 @@ class Told:
 
 
 async def told_of(transaction: Transaction, account_ids: Iterable[str], plans: Plans | None = None) -> Told:
-    """What Stripe told of these accounts.
+    """What Stripe told of these accounts; `plans` as in :func:`understood`."""
+    accounts = sorted(set(account_ids))
+    [rows] = await database.at_once(transaction, (TOLD, {"accounts": accounts, "referral": None}))
+    return await understood(transaction, rows, plans)
+
+
+async def understood(transaction: Transaction, rows: Sequence[Any], plans: Plans | None = None) -> Told:
+    """What Stripe told, from the rows of :data:`TOLD`.
 
     Args:
-        transaction: within which.
-        account_ids: whom.
+        transaction: the one in which they were read.
+        rows: all of them.
         plans: on sale, where it matters by which plan a price is read. Of a price that sells no known plan nobody is
             told a plan until this transaction is over: what is decided by it is seen by whoever walks through its
             customers once it has a plan, or it is decided by that plan (`late_prices`).
     """
-    rows = (await transaction.execute(_TOLD, {"accounts": sorted(set(account_ids))})).all()
     # A price is nobody's: its lookup key stands where the others have their account.
     prices = {row.id: Price(row.id, row.account_id, row.other) for row in rows if row.kind == "price"}
     if plans is not None:

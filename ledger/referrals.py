@@ -2,23 +2,24 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, exists, or_, select, text
+from psycopg.sql import SQL, Identifier, Placeholder
+from sqlalchemy import Row, and_, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import accounts, grants, outbox, periods, reviews, signals
-from ledger.database import Transaction
-from ledger.tables import account, ledger_now, referral, referral_event
+from ledger import accounts, database, grants, outbox, periods, reviews, signals
+from ledger.database import Question, Transaction
+from ledger.periods import Told
+from ledger.tables import account, referral
 from program.cycles import bonus_expiry, expired
 from program.doubts import Doubt, Finding, in_words
 from program.eligibility import LAPSED_WORDS, Refusal, Signup, refusal_before_credit, refusal_of_signup
 from program.payments import (
     Attention,
-    Payment,
     QualifyingPayment,
     UnknownPriceError,
     first_paid_by,
@@ -187,45 +188,57 @@ async def standing(transaction: Transaction, account_id: str) -> Reservation | N
     return _reservation(row) if row else None
 
 
-async def locked(transaction: Transaction, referral_id: str) -> Row[Any]:
+async def locked(transaction: Transaction, referral_id: str) -> Any:
     """The referral, with both its accounts locked in the order of their ids; `now` is the ledger's clock after that.
 
     Raises:
         UnknownReferralError: no such referral has a signup.
     """
-    # Both accounts exist: the row refers to them.
-    await transaction.execute(_LOCK, {"referral": referral_id})
-    row = (await transaction.execute(_LOCKED, {"referral": referral_id})).first()
-    if row is None:
+    _, found = await database.at_once(transaction, *_locking(referral_id))
+    return _the_one(found, referral_id)
+
+
+def _the_one(found: Sequence[Any], referral_id: str) -> Any:
+    if not found:
         raise UnknownReferralError(referral_id)
-    return row
+    return found[0]
 
 
-_LOCK = text("""
-SELECT FROM account WHERE account_id IN (
-    SELECT unnest(ARRAY[referrer_id, referee_id]) FROM referral WHERE referral_id = :referral)
+# Both accounts exist: the row refers to them.
+_LOCK = """
+SELECT account_id, erased_at FROM account WHERE account_id IN (
+    SELECT unnest(ARRAY[referrer_id, referee_id]) FROM referral WHERE referral_id = %(referral)s)
 ORDER BY account_id FOR NO KEY UPDATE
-""")
-_LOCKED = select(referral, ledger_now().label("now")).where(referral.c.referral_id == bindparam("referral"))
+"""
+_LOCKED = "SELECT *, ledger_now() AS now FROM referral WHERE referral_id = %(referral)s"
+
+
+def _locking(referral_id: str) -> tuple[Question, Question]:
+    """Locks both accounts, and says which of them were erased; then reads the referral, and the clock."""
+    values = {"referral": referral_id}
+    return (_LOCK, values), (_LOCKED, values)
 
 
 async def move(
     transaction: Transaction, referral_id: str, stage: Stage, at: datetime, reason: str | None = None, **values: object
 ) -> None:
     """Take a referral, whose accounts are locked, to a stage, and write it into its story."""
-    nothing_to_decide: dict[str, Any] = {"needs_attention": None, "review_reasons": []}
-    moved = (
-        referral.update()
-        .where(referral.c.referral_id == referral_id)
-        .values(stage=stage, reason=reason, **nothing_to_decide | values)
-    )
-    event_id = await transaction.execute(
-        referral_event.insert()
-        .values(referral_id=referral_id, stage=stage, reason=reason, at=at)
-        .returning(referral_event.c.event_id)
-        .add_cte(moved.cte("moved"))
-    )
-    await outbox.stage_reached(transaction, event_id.scalar_one(), referral_id, stage, at, reason)
+    [[event]] = await database.at_once(transaction, _moving(referral_id, stage, at, reason, **values))
+    await outbox.stage_reached(transaction, event.event_id, referral_id, stage, at, reason)
+
+
+def _moving(referral_id: str, stage: Stage, at: datetime, reason: str | None = None, **values: object) -> Question:
+    """Does so; gives the id of the story's entry."""
+    changes: dict[str, Any] = {"stage": stage, "reason": reason, "needs_attention": None, "review_reasons": []} | values
+    assignments = SQL(", ").join(SQL("{} = {}").format(Identifier(name), Placeholder(name)) for name in changes)
+    return _MOVE.format(assignments).as_string(), {"referral": referral_id, "at": at, **changes}
+
+
+_MOVE = SQL("""
+WITH moved AS (UPDATE referral SET {} WHERE referral_id = %(referral)s)
+INSERT INTO referral_event (referral_id, stage, reason, at) VALUES (%(referral)s, %(stage)s, %(reason)s, %(at)s)
+RETURNING event_id
+""")
 
 
 async def refuse_attributed(
@@ -243,39 +256,63 @@ async def refuse_attributed(
     return CreditResult(Stage.REFUSED, words)
 
 
-_ELSEWHERE = exists().where(
-    referral.c.referee_id == bindparam("referee"),
-    referral.c.referral_id != bindparam("referral"),
-    referral.c.stage.in_([stage for stage in Stage if stage.attributed]),
-)
-_SIGNUP = select(
-    account.c.created_at,
-    account.c.erased_at,
-    _ELSEWHERE.label("elsewhere"),
-    accounts.share_identity("email", bindparam("referrer"), bindparam("referee")).label("same_email"),
-    accounts.share_identity("customer", bindparam("referrer"), bindparam("referee")).label("same_customer"),
-    accounts.was_known_before("email", bindparam("referee")).label("known_email"),
-    accounts.was_known_before("customer", bindparam("referee")).label("known_customer"),
-).where(account.c.account_id == bindparam("referee"))
+_SIGNUP = f"""
+SELECT who.created_at, who.erased_at,
+    EXISTS (SELECT FROM referral other WHERE other.referee_id = this.referee_id
+        AND other.referral_id <> this.referral_id AND other.stage = ANY(%(attributed)s)) AS elsewhere,
+    {accounts.share_identity("email", "this.referrer_id", "this.referee_id")} AS same_email,
+    {accounts.share_identity("customer", "this.referrer_id", "this.referee_id")} AS same_customer,
+    {accounts.known_before("email", "this.referee_id")} AS known_email,
+    {accounts.known_before("customer", "this.referee_id")} AS known_customer
+FROM referral this JOIN account who ON who.account_id = this.referee_id WHERE this.referral_id = %(referral)s
+"""  # noqa: S608 - of our own words
 
 
-async def _signup(transaction: Transaction, row: Row[Any], payments: Iterable[Payment]) -> Signup:
-    """What is known of a referral's signup, and of the friend's payments."""
-    referrer, referee = row.referrer_id, row.referee_id
-    parties = {"referrer": referrer, "referee": referee, "referral": row.referral_id}
-    known = (await transaction.execute(_SIGNUP, parties)).one()
-    return Signup(
-        created_at=known.created_at,
-        clicked_at=row.clicked_at,
-        same_account=referrer == referee,
-        same_email=known.same_email,
-        same_customer=known.same_customer,
-        erased=known.erased_at is not None,
-        already_referred=known.elsewhere,
-        known_email=known.known_email,
-        known_customer=known.known_customer,
-        first_paid_at=first_paid_by(payments),
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A referral with both its accounts locked, and all that decides about it.
+
+    Args:
+        row: the referral.
+        erased: when each of its accounts was erased, if it was.
+        told: what Stripe told of both sides.
+        signup: what is known of the signup.
+    """
+
+    row: Any
+    erased: Mapping[str, datetime | None]
+    told: Told
+    signup: Signup
+
+
+async def _see(transaction: Transaction, referral_id: str, plans: Plans | None = None) -> _Seen:
+    """Lock a referral's accounts, and read all about it in one journey; `plans` as in `periods.understood`.
+
+    Raises:
+        UnknownReferralError: no such referral has a signup.
+    """
+    parties, found, rows, known = await database.at_once(
+        transaction,
+        *_locking(referral_id),
+        (periods.TOLD, {"accounts": None, "referral": referral_id}),
+        (_SIGNUP, {"referral": referral_id, "attributed": [str(stage) for stage in Stage if stage.attributed]}),
     )
+    row = _the_one(found, referral_id)
+    told = await periods.understood(transaction, rows, plans)
+    [who] = known
+    signup = Signup(
+        created_at=who.created_at,
+        clicked_at=row.clicked_at,
+        same_account=row.referrer_id == row.referee_id,
+        same_email=who.same_email,
+        same_customer=who.same_customer,
+        erased=who.erased_at is not None,
+        already_referred=who.elsewhere,
+        known_email=who.known_email,
+        known_customer=who.known_customer,
+        first_paid_at=first_paid_by(told.payments(row.referee_id)),
+    )
+    return _Seen(row, {each.account_id: each.erased_at for each in parties}, told, signup)
 
 
 async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Refusal | None:
@@ -284,9 +321,7 @@ async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Re
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await locked(transaction, referral_id)
-    payments = await periods.payments_of(transaction, row.referee_id)
-    return refusal_of_signup(await _signup(transaction, row, payments))
+    return refusal_of_signup((await _see(transaction, referral_id)).signup)
 
 
 async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:
@@ -295,25 +330,27 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await locked(transaction, referral_id)
-    payments = await periods.payments_of(transaction, row.referee_id)
-    paid = any(payment.amount_paid > 0 for payment in payments)
+    seen = await _see(transaction, referral_id)
+    row = seen.row
+    paid = any(payment.amount_paid > 0 for payment in seen.told.payments(row.referee_id))
     if Stage(row.stage) is not Stage.CLICKED:
         return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
     at = row.now
-    signup = await _signup(transaction, row, payments)
-    refusal = refusal_of_signup(signup)
+    refusal = refusal_of_signup(seen.signup)
     if refusal is not None:
         # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
         await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
         return AttributionResult(Stage.REFUSED, refusal.words, at, paid)
-    if not _window(row).admits(signup.created_at):
+    if not _window(row).admits(seen.signup.created_at):
         await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
         return AttributionResult(Stage.LAPSED, LAPSED_WORDS, None, paid)
-    await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
-    await transaction.execute(
-        account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
+    *_, new = await database.at_once(
+        transaction,
+        _moving(referral_id, Stage.SIGNED_UP, at, signed_up_at=at),
+        ("UPDATE account SET invited = invited + 1 WHERE account_id = %(whose)s", {"whose": row.referrer_id}),
+        outbox.writing(outbox.signed_up(row, at)),
     )
+    outbox.announce(transaction, new)
     return AttributionResult(Stage.SIGNED_UP, None, at, paid)
 
 
@@ -343,36 +380,47 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, 
         UnknownReferralError: nothing is reserved under that id.
         CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
     """
-    row = await locked(transaction, referral_id)
-    if Stage(row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
-        return await result_of(transaction, row)
-    return await credit_attributed(transaction, row, row.now, plans, policy)
+    seen = await _see(transaction, referral_id, plans)
+    if Stage(seen.row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
+        return await result_of(transaction, seen.row)
+    return await _credit_seen(transaction, seen, seen.row.now, plans, policy)
 
 
-async def credit_attributed(
+async def approve(
     transaction: Transaction,
-    row: Row[Any],
+    referral_id: str,
+    at: datetime,
+    plans: Plans,
+    policy: SignalPolicy,
+    approved: frozenset[Doubt],
+) -> CreditResult:
+    """Credit a referral that is held, whose accounts are locked, unless something else is in the way (rule 19).
+
+    Args:
+        transaction: within which.
+        referral_id: the referral, in review.
+        at: now, by the ledger's clock, UTC.
+        plans: the plans on sale.
+        policy: the signs that are turned on.
+        approved: what an operator has just approved of.
+
+    Raises:
+        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
+    """
+    return await _credit_seen(transaction, await _see(transaction, referral_id, plans), at, plans, policy, approved)
+
+
+async def _credit_seen(
+    transaction: Transaction,
+    seen: _Seen,
     at: datetime,
     plans: Plans,
     policy: SignalPolicy,
     approved: frozenset[Doubt] = frozenset(),
 ) -> CreditResult:
-    """Credit an attributed referral, whose accounts are locked, unless something is in the way.
-
-    Args:
-        transaction: within which.
-        row: the referral, signed up or in review.
-        at: now, by the ledger's clock, UTC.
-        plans: the plans on sale.
-        policy: the signs that are turned on.
-        approved: what an operator has just approved of; without it, one in review stays there.
-
-    Raises:
-        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
-    """
-    told = await periods.told_of(transaction, (row.referrer_id, row.referee_id), plans)
-    payments = told.payments(row.referee_id)
-    refusal = refusal_before_credit(await _signup(transaction, row, payments))
+    """Credit an attributed referral, unless something is in the way; one in review needs approval."""
+    row, payments = seen.row, seen.told.payments(seen.row.referee_id)
+    refusal = refusal_before_credit(seen.signup)
     if refusal is not None:
         return await refuse_attributed(transaction, row, refusal, at)
     held_already = Stage(row.stage) is Stage.IN_REVIEW and not approved
@@ -392,25 +440,34 @@ async def credit_attributed(
     found = [finding for finding in found if finding.doubt not in settled_doubts]
     if held_already or any(finding.hold for finding in found):
         return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
-    expires_at = {
-        role: bonus_expiry(at, told.periods(account_id, plans).periods)
-        for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id))
-    }
-    return await _credit(transaction, row, at, expires_at, qualifying, sorted(finding.doubt for finding in found))
+    return await _credit(transaction, seen, at, plans, qualifying, sorted(finding.doubt for finding in found))
 
 
 async def _credit(
     transaction: Transaction,
-    row: Row[Any],
+    seen: _Seen,
     at: datetime,
-    expires_at: dict[Role, datetime],
+    plans: Plans,
     qualifying: QualifyingPayment,
     marks: Sequence[Doubt],
 ) -> CreditResult:
-    plan = qualifying.plan
-    await grants.credit_both(transaction, row, plan.bonus, at, expires_at)
-    await move(
-        transaction,
+    row, plan = seen.row, qualifying.plan
+    sides = ((Role.REFEREE, row.referee_id), (Role.REFERRER, row.referrer_id))
+    expires_at = {role: bonus_expiry(at, seen.told.periods(account_id, plans).periods) for role, account_id in sides}
+    lots = [
+        outbox.Credited(
+            grant_id=grants.lot_id(row.referral_id, role),
+            account_id=account_id,
+            role=role,
+            plan=plan.id,
+            minutes=plan.bonus,
+            remaining=plan.bonus,
+            expires_at=expires_at[role],
+            erased_at=seen.erased[account_id],
+        )
+        for role, account_id in sides
+    ]
+    stage = _moving(
         row.referral_id,
         Stage.CREDITED,
         at,
@@ -418,8 +475,13 @@ async def _credit(
         bonus_minutes=plan.bonus,
         qualifying_invoice=qualifying.payment.invoice,
         credited_at=at,
-        review_reasons=list(marks),
+        review_reasons=[str(mark) for mark in marks],
     )
+    messages = outbox.bonuses_credited(lots, row, at)
+    *_, new = await database.at_once(
+        transaction, grants.credit_both(row, plan.bonus, at, expires_at), stage, outbox.writing(messages)
+    )
+    outbox.announce(transaction, new)
     return CreditResult(
         Stage.CREDITED,
         review_reasons=tuple(marks),
