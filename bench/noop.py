@@ -14,11 +14,12 @@ from runtime.temporal import connect
 from starter.app import create_app
 from starter.models import WebhookAnswer
 from starter.server import Server
+from starter.services import Serving
 
 PATH = "/stripe/nothing"
 
 
-async def nothing(request: Request) -> WebhookAnswer:
+async def nothing(request: Request, _: Serving) -> WebhookAnswer:
     """Read the body, and do nothing with it."""
     await request.body()
     return WebhookAnswer(handled=True)

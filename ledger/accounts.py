@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, case, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.tables import account, customer, identity, ledger_now, referral_link, terms_acceptance
 from program.cycles import Period, cycle_at, is_paid_subscriber
 from program.identity import IdentityHash, is_pseudonym
@@ -121,16 +121,29 @@ async def lock_customer(transaction: Transaction, customer_id: str, hashes: Iden
     Returns:
         What it is called here: its id, or its pseudonym where its account was erased (rule 23).
     """
-    pseudonym = hashes.pseudonym(customer_id)
-    # By its pseudonym, which never changes: whoever waits for an erasing finds the customer under its new name.
-    await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"customer {pseudonym}", 0))))
-    found = await transaction.execute(
-        select(customer.c.customer_id).where(customer.c.customer_id.in_([customer_id, pseudonym])).with_for_update()
+    return (await lock_customers(transaction, [customer_id], hashes))[customer_id]
+
+
+async def lock_customers(transaction: Transaction, customer_ids: Iterable[str], hashes: IdentityHash) -> dict[str, str]:
+    """The same for several, in the order of their ids; what each is called here, by its id."""
+    wanted = sorted(set(customer_ids))
+    questions = [question for each in wanted for question in _locking_customer(each, hashes.pseudonym(each))]
+    answers = await database.at_once(transaction, *questions) if questions else []
+    return {each: str(answers[3 * place + 2][0].customer_id) for place, each in enumerate(wanted)}
+
+
+def _locking_customer(customer_id: str, pseudonym: str) -> tuple[Question, ...]:
+    names = {"names": [customer_id, pseudonym]}
+    return (
+        # By its pseudonym, which never changes: whoever waits for an erasing finds the customer under its new name.
+        database.locking(f"customer {pseudonym}"),
+        (
+            """INSERT INTO customer (customer_id)
+            SELECT %(id)s WHERE NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(%(names)s))""",
+            {"id": customer_id, **names},
+        ),
+        ("SELECT customer_id FROM customer WHERE customer_id = ANY(%(names)s) FOR UPDATE", names),
     )
-    known: str | None = found.scalar_one_or_none()
-    if known is None:
-        await transaction.execute(insert(customer).values(customer_id=customer_id))
-    return known or customer_id
 
 
 async def link_customer(

@@ -53,6 +53,7 @@ class Database:
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
         )
         event.listen(self._engine.sync_engine, "checkout", _require_open)
+        self._singles = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._offset = offset
         self._announce = announce
@@ -72,6 +73,17 @@ class Database:
             yield transaction
         if written and self._announce is not None:
             self._announce(written)
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Transaction]:
+        """For one statement, which is a transaction by itself: no journey for its beginning, and none for its end."""
+        if self._offset is not None:
+            # A moved clock is moved for a transaction.
+            async with self.transaction() as transaction:
+                yield transaction
+            return
+        async with self._singles.connect() as connection:
+            yield connection
 
     @asynccontextmanager
     async def discreet_transaction(self) -> AsyncIterator[Transaction]:
@@ -145,6 +157,11 @@ async def at_once(transaction: Transaction, *questions: Question) -> list[list[A
         raise DBAPIError.instance(
             None, None, error, psycopg.Error, hide_parameters=True, dialect=transaction.dialect
         ) from error
+
+
+def locking(name: str) -> Question:
+    """Locks something by its name until the transaction ends: it may have no row yet."""
+    return "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))", {"name": name}
 
 
 def written(transaction: Transaction, message_id: str) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg.sql import SQL, Identifier, Placeholder
-from sqlalchemy import Row, and_, or_, select
+from sqlalchemy import Row, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database, grants, outbox, periods, reviews, signals
@@ -580,16 +580,6 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
     return ExpiryResult(stage, expired_minutes, voided_minutes, still_open)
 
 
-async def awaiting_payment(transaction: Transaction, account_id: str) -> list[OpenReferral]:
-    """The referrals of a referee, whose account is locked, that a payment could still bring a bonus."""
-    rows = await transaction.execute(
-        select(referral).where(
-            and_(
-                referral.c.referee_id == account_id,
-                referral.c.stage.in_([stage for stage in Stage if stage.awaits_payment]),
-            )
-        )
-    )
-    return [
-        OpenReferral(row.referral_id, row.referrer_id, row.referee_id, _window(row), Stage(row.stage)) for row in rows
-    ]
+def open_referral(row: Any) -> OpenReferral:
+    """A referral that a payment could still bring a bonus, from its row."""
+    return OpenReferral(row.referral_id, row.referrer_id, row.referee_id, _window(row), Stage(row.stage))

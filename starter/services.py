@@ -52,7 +52,8 @@ class Services:
         return Messenger(self.runs, self.database, self.metrics.runs_over.inc)
 
 
-def _services(request: Request) -> Services:
+# Asynchronous, like every dependency: others are sent to a thread, which costs more than most routes do.
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -63,7 +64,7 @@ Serving = Annotated[Services, Depends(_services)]
 _bearer = HTTPBearer(auto_error=False, description="One of `REFERRALS_API_KEYS`.")
 
 
-def require_api_key(
+async def require_api_key(
     services: Serving, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Let in only who knows one of the API keys, each compared in constant time.

@@ -52,11 +52,14 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
         return WebhookAnswer(handled=False)
     async with services.database.transaction() as transaction:
         news = await facts.apply_event(transaction, event, services.plans, services.hashes)
-    await services.messenger.tell(news, event.event_id)
-    async for late in late_prices.news(services.database.transaction, news, services.plans):
-        await services.messenger.tell(late, event.event_id)
-    async with services.database.transaction() as transaction:
-        await facts.mark_signalled(transaction, event.event_id)
+        if news.none:
+            await facts.mark_signalled(transaction, event.event_id)
+    if not news.none:
+        await services.messenger.tell(news, event.event_id)
+        async for late in late_prices.news(services.database.transaction, news, services.plans):
+            await services.messenger.tell(late, event.event_id)
+        async with services.database.transaction() as transaction:
+            await facts.mark_signalled(transaction, event.event_id)
     services.metrics.stripe_events.labels(kind, "handled").inc()
     log.info(
         "event handled",
