@@ -46,6 +46,9 @@ QUICK ?=
 bench: setup ## what the program costs next to its engine, another one and PostgreSQL alone (QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
+bench-plots: setup ## how cost grows, drawn into docs/images
+	@$(BIN)/python -m bench.plots $(ARGS)
+
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)
 

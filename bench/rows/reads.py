@@ -44,6 +44,23 @@ async def measure(sides: Sides) -> list[Measured]:
     return [measured(SUMMARY, summaries), measured(USAGE, usages), measured(DUE, expiries)]
 
 
+async def at_size(sides: Sides, referrals: int) -> dict[str, float]:
+    """The median of each call in a ledger of so many referrals, a tenth of them one referrer's; in milliseconds."""
+    sizes = sides.sizes
+    found: dict[str, float] = {}
+    with ledger(sides.servers, f"of_{referrals}", referrals, referrals // 10, 2 * sizes.expiries) as of:
+        async with _starter(sides, of) as program, _steps(of) as steps:
+            calls = {"summary": _summary(program), "usage": _usage(program), "due expiry": _expiring(steps)}
+            for name, call in calls.items():
+                seconds: list[float] = []
+                for _ in range(sizes.expiries):
+                    began = time.perf_counter()
+                    await call()
+                    seconds.append(time.perf_counter() - began)
+                found[name] = percentile(seconds, 0.5) * 1000
+    return found
+
+
 async def _compare(rounds: int, number: int, large: Call, small: Call) -> list[tuple[float, float]]:
     for _ in range(number // 4):
         await small()
