@@ -109,6 +109,8 @@ UPDATE account SET invited = counted.invited, subscribed = counted.subscribed FR
 UPDATE account SET minutes_earned = earned FROM (
     SELECT account_id AS whose, sum(minutes) AS earned FROM grant_lot GROUP BY 1) counted
     WHERE account_id = whose;
+INSERT INTO expiry_total (account_id, hour, remaining)
+    SELECT account_id, expiry_hour(expires_at), sum(remaining) FROM grant_lot WHERE remaining > 0 GROUP BY 1, 2;
 INSERT INTO channel_total (account_id, channel, clicks, signups)
     SELECT account_id, 'email', 3 * invited, invited FROM account WHERE invited > 0;
 INSERT INTO month_total (account_id, month, invited, subscribed, minutes)

@@ -30,7 +30,8 @@ _usages = itertools.count(1)
 async def measure(sides: Sides) -> list[Measured]:
     """Fill two ledgers, and ask both the same, call by call in turn."""
     sizes = sides.sizes
-    due = sizes.expiries * sizes.rounds
+    # Some are expired before anything is measured.
+    due = sizes.expiries * (sizes.rounds + 1)
     sides.say(f"writing a ledger of {SMALL:,} referrals, and one of {sizes.population:,}")
     with (
         ledger(sides.servers, "small", SMALL, SMALL // 10, due) as small,
