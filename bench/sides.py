@@ -69,15 +69,15 @@ FULL = Sizes(
 
 QUICK = Sizes(
     rounds=ROUNDS,
-    lifecycles=32,
+    lifecycles=24,
     one_by_one=8,
     together=48,
     clicks=80,
     events=120,
     waiting_clicks=2_000,
     woken=100,
-    population=100_000,
-    star=10_000,
+    population=50_000,
+    star=5_000,
     reads=100,
     expiries=40,
 )

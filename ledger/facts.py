@@ -1,7 +1,7 @@
 """Applies what Stripe reported, and tells which referrals have to hear of it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, assert_never
 
 from psycopg.types.json import Jsonb
@@ -138,6 +138,74 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
 
 
+async def keep(statement: Transaction, event: EventFacts, hashes: IdentityHash) -> bool:
+    """Store an event of paid or seen periods that concerns no run: all of it in one journey, and one transaction.
+
+    Most that Stripe tells is of that kind: of a customer whose account waits for no bonus and has none, or who has no
+    account here. Whether it is so is asked under the same locks, taken in the same order, as by `apply_event`.
+
+    Args:
+        statement: a connection on which a statement, or several that are sent together, are a transaction.
+        event: the event.
+        hashes: for what outlives the account.
+
+    Returns:
+        Whether it is stored, and nobody has to be told; if not, nothing was, and it is for `apply_event`.
+    """
+    periods_of = [fact for fact in event.facts if isinstance(fact, PeriodPaid | PeriodSeen)]
+    if len(periods_of) < len(event.facts):
+        return False
+    customers = sorted({fact.customer_id for fact in periods_of})
+    invoices = sorted({fact.invoice_id for fact in periods_of if isinstance(fact, PeriodPaid)})
+    values = {
+        "event": event.event_id,
+        "type": event.type,
+        "created_at": event.created_at,
+        "customers": customers,
+        "hidden": [hashes.pseudonym(customer_id) for customer_id in customers],
+        "invoices": invoices,
+        "awaiting": [str(stage) for stage in Stage if stage.awaits_payment],
+    }
+    *_, [answer] = await database.at_once(
+        statement,
+        *(database.locking(f"invoice {name}") for name in invoices),
+        *(database.locking(f"customer {hashes.pseudonym(name)}") for name in customers),
+        (_LOCK_OWNERS, values),
+        (_KEEP, values),
+        (_KEEP_CUSTOMERS, values),
+        *(
+            (question.format(_KEPT), {**told, "event": event.event_id})
+            for question, told in map(_storing_period, periods_of)
+        ),
+        (f"SELECT {_KEPT} AS kept", values),
+    )
+    return bool(answer.kept)
+
+
+_LOCK_OWNERS = """
+SELECT account_id FROM account WHERE account_id IN (
+    SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s)) ORDER BY account_id FOR NO KEY UPDATE
+"""
+_KEEP = """
+INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
+SELECT %(event)s, %(type)s, %(created_at)s, ledger_now(), ledger_now() WHERE NOT EXISTS (
+    SELECT FROM customer LEFT JOIN account USING (account_id) WHERE customer_id = ANY(%(customers)s) AND (
+        -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
+        (customer.account_id IS NOT NULL AND account.created_at IS NULL)
+        OR EXISTS (SELECT FROM referral
+            WHERE referee_id = customer.account_id AND stage = ANY(%(awaiting)s))
+        OR EXISTS (SELECT FROM grant_lot
+            WHERE grant_lot.account_id = customer.account_id AND expired_at IS NULL AND voided_at IS NULL)))
+    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(%(hidden)s))
+    AND NOT EXISTS (SELECT FROM referral WHERE qualifying_invoice = ANY(%(invoices)s))
+ON CONFLICT DO NOTHING
+"""
+_KEPT = "EXISTS (SELECT FROM stripe_event WHERE event_id = %(event)s AND signalled_at IS NOT NULL)"
+_KEEP_CUSTOMERS = f"""
+INSERT INTO customer (customer_id) SELECT each FROM unnest(%(customers)s::text[]) each
+WHERE {_KEPT}
+    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = each OR customer_id = ANY(%(hidden)s))
+"""  # noqa: S608 - of our own words
 _RECEIVE = """
 INSERT INTO stripe_event (event_id, type, created_at, received_at)
 VALUES (%(event)s, %(type)s, %(created_at)s, ledger_now()) ON CONFLICT DO NOTHING RETURNING event_id
@@ -324,12 +392,20 @@ async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: Ide
 def _storing(fact: Fact) -> Question | None:
     """Stores a fact that nothing else follows from in the same event; none for the others."""
     match fact:
-        case PeriodPaid():
-            return _PERIOD_PAID, {**asdict(fact), "lines": Jsonb(_lines(fact))}
-        case PeriodSeen():
-            return _PERIOD_SEEN, asdict(fact)
+        case PeriodPaid() | PeriodSeen():
+            question, values = _storing_period(fact)
+            return question.format("TRUE"), values
         case _:
             return None
+
+
+def _storing_period(fact: PeriodPaid | PeriodSeen) -> Question:
+    """Stores a period, under a condition that is still to be put in."""
+    # Not `asdict`, which copies what is in it as well.
+    values = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    if isinstance(fact, PeriodPaid):
+        return _PERIOD_PAID, {**values, "lines": Jsonb(_lines(fact))}
+    return _PERIOD_SEEN, values
 
 
 def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
@@ -350,7 +426,8 @@ def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
 # Whatever the order, the earliest time and the greatest of the rest stay.
 _PERIOD_PAID = """
 INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines)
-VALUES (%(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s)
+SELECT %(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s
+WHERE {}
 ON CONFLICT (invoice_id) DO UPDATE SET paid_at = least(known.paid_at, excluded.paid_at),
     amount_paid = greatest(known.amount_paid, excluded.amount_paid), total = greatest(known.total, excluded.total),
     lines = greatest(known.lines, excluded.lines)
@@ -360,7 +437,7 @@ WHERE (known.paid_at, known.amount_paid, known.total, known.lines) IS DISTINCT F
 """
 _PERIOD_SEEN = """
 INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
-VALUES (%(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s)
+SELECT %(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s WHERE {}
 ON CONFLICT (subscription_id, price_id, starts_at) DO UPDATE SET ends_at = excluded.ends_at
 WHERE known.ends_at < excluded.ends_at
 """
