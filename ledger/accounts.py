@@ -1,7 +1,7 @@
 """Accounts: what the backend says of them, their standing by Stripe's facts, and their link (rules 1 and 13)."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -92,27 +92,21 @@ async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str
     wanted = sorted(set(account_ids))
     if not wanted:
         return {}
-    found = await _lock_rows(transaction, wanted)
+    [rows] = await database.at_once(transaction, (_LOCK, {"accounts": wanted}))
+    found = {row.account_id: row.erased_at is not None for row in rows}
     missing = [account_id for account_id in wanted if account_id not in found]
     if missing:
-        for account_id in missing:
-            await transaction.execute(
-                select(func.pg_advisory_xact_lock(func.hashtextextended(f"account {account_id}", 0)))
-            )
-        found |= await _lock_rows(transaction, missing)
+        names = (database.locking(f"account {account_id}") for account_id in missing)
+        *_, rows = await database.at_once(transaction, *names, (_LOCK, {"accounts": missing}))
+        found |= {row.account_id: row.erased_at is not None for row in rows}
     return found
 
 
-async def _lock_rows(transaction: Transaction, account_ids: Sequence[str]) -> dict[str, bool]:
-    # Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
-    # and so nobody waits for one account while holding another out of order.
-    rows = await transaction.execute(
-        select(account.c.account_id, account.c.erased_at)
-        .where(account.c.account_id.in_(account_ids))
-        .order_by(account.c.account_id)
-        .with_for_update(key_share=True)
-    )
-    return {account_id: erased_at is not None for account_id, erased_at in rows}
+# Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
+# and so nobody waits for one account while holding another out of order.
+_LOCK = """
+SELECT account_id, erased_at FROM account WHERE account_id = ANY(%(accounts)s) ORDER BY account_id FOR NO KEY UPDATE
+"""
 
 
 async def lock_customer(transaction: Transaction, customer_id: str, hashes: IdentityHash) -> str:
