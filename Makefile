@@ -11,7 +11,7 @@ ARGS ?=
 RUN_OPTIONS := $(if $(ONCE),--once) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format faults fuzz audit screenshots release-check openapi build-id requirements clean
+.PHONY: help setup run test lint format faults fuzz audit bench bench-plots screenshots release-check openapi build-id requirements clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,14 @@ fuzz: setup ## parsers fed for MINUTES=10, the API with EXAMPLES=200 or so for e
 audit: setup ## known weaknesses of what we depend on (asks PyPI's service; needs the network)
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/runtime.txt
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/dev.txt
+# make bench: QUICK=1 measures less of everything; ARGS="--only lifecycle --strict" takes any option of `python -m bench`.
+QUICK ?=
+
+bench: setup ## what the program costs next to its engine, another one and PostgreSQL alone (QUICK=1)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+
+bench-plots: setup ## how cost grows, drawn into docs/images
+	@$(BIN)/python -m bench.plots $(ARGS)
 
 screenshots: setup ## the pictures of the pages in docs/images, made anew
 	$(BIN)/python -m tests.screenshots $(ARGS)

@@ -1,15 +1,15 @@
 """Accounts: what the backend says of them, their standing by Stripe's facts, and their link (rules 1 and 13)."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, case, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.tables import account, customer, identity, ledger_now, referral_link, terms_acceptance
 from program.cycles import Period, cycle_at, is_paid_subscriber
 from program.identity import IdentityHash, is_pseudonym
@@ -90,27 +90,23 @@ async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str
         Of each account that exists, whether it has been erased.
     """
     wanted = sorted(set(account_ids))
-    found = await _lock_rows(transaction, wanted)
+    if not wanted:
+        return {}
+    [rows] = await database.at_once(transaction, (_LOCK, {"accounts": wanted}))
+    found = {row.account_id: row.erased_at is not None for row in rows}
     missing = [account_id for account_id in wanted if account_id not in found]
     if missing:
-        for account_id in missing:
-            await transaction.execute(
-                select(func.pg_advisory_xact_lock(func.hashtextextended(f"account {account_id}", 0)))
-            )
-        found |= await _lock_rows(transaction, missing)
+        names = (database.locking(f"account {account_id}") for account_id in missing)
+        *_, rows = await database.at_once(transaction, *names, (_LOCK, {"accounts": missing}))
+        found |= {row.account_id: row.erased_at is not None for row in rows}
     return found
 
 
-async def _lock_rows(transaction: Transaction, account_ids: Sequence[str]) -> dict[str, bool]:
-    # Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
-    # and so nobody waits for one account while holding another out of order.
-    rows = await transaction.execute(
-        select(account.c.account_id, account.c.erased_at)
-        .where(account.c.account_id.in_(account_ids))
-        .order_by(account.c.account_id)
-        .with_for_update(key_share=True)
-    )
-    return {account_id: erased_at is not None for account_id, erased_at in rows}
+# Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
+# and so nobody waits for one account while holding another out of order.
+_LOCK = """
+SELECT account_id, erased_at FROM account WHERE account_id = ANY(%(accounts)s) ORDER BY account_id FOR NO KEY UPDATE
+"""
 
 
 async def lock_customer(transaction: Transaction, customer_id: str, hashes: IdentityHash) -> str:
@@ -119,16 +115,29 @@ async def lock_customer(transaction: Transaction, customer_id: str, hashes: Iden
     Returns:
         What it is called here: its id, or its pseudonym where its account was erased (rule 23).
     """
-    pseudonym = hashes.pseudonym(customer_id)
-    # By its pseudonym, which never changes: whoever waits for an erasing finds the customer under its new name.
-    await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"customer {pseudonym}", 0))))
-    found = await transaction.execute(
-        select(customer.c.customer_id).where(customer.c.customer_id.in_([customer_id, pseudonym])).with_for_update()
+    return (await lock_customers(transaction, [customer_id], hashes))[customer_id]
+
+
+async def lock_customers(transaction: Transaction, customer_ids: Iterable[str], hashes: IdentityHash) -> dict[str, str]:
+    """The same for several, in the order of their ids; what each is called here, by its id."""
+    wanted = sorted(set(customer_ids))
+    questions = [question for each in wanted for question in _locking_customer(each, hashes.pseudonym(each))]
+    answers = await database.at_once(transaction, *questions) if questions else []
+    return {each: str(answers[3 * place + 2][0].customer_id) for place, each in enumerate(wanted)}
+
+
+def _locking_customer(customer_id: str, pseudonym: str) -> tuple[Question, ...]:
+    names = {"names": [customer_id, pseudonym]}
+    return (
+        # By its pseudonym, which never changes: whoever waits for an erasing finds the customer under its new name.
+        database.locking(f"customer {pseudonym}"),
+        (
+            """INSERT INTO customer (customer_id)
+            SELECT %(id)s WHERE NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(%(names)s))""",
+            {"id": customer_id, **names},
+        ),
+        ("SELECT customer_id FROM customer WHERE customer_id = ANY(%(names)s) FOR UPDATE", names),
     )
-    known: str | None = found.scalar_one_or_none()
-    if known is None:
-        await transaction.execute(insert(customer).values(customer_id=customer_id))
-    return known or customer_id
 
 
 async def link_customer(
@@ -228,46 +237,33 @@ async def _remember(transaction: Transaction, kind: str, digest: bytes, account_
     )
 
 
-async def known_before(transaction: Transaction, kind: str, account_id: str) -> bool:
+def known_before(kind: str, account_id: str) -> str:
     """Whether an e-mail (`email`) or a Stripe customer (`customer`) of an account was another's before it (rule 10).
 
     A name that no account was ever reported under does not count.
+
+    Args:
+        kind: which of the two.
+        account_id: how the account is called in the statement that asks: a column, or a placeholder.
+
+    Returns:
+        A condition, in SQL.
     """
-    own, other = identity.alias("own"), identity.alias("other")
-    found = await transaction.execute(
-        select(
-            exists().where(
-                own.c.kind == kind,
-                own.c.account_id == account_id,
-                other.c.kind == kind,
-                other.c.hash == own.c.hash,
-                other.c.account_id != account_id,
-                exists().where(account.c.account_id == other.c.account_id),
-                or_(
-                    other.c.first_seen_at < own.c.first_seen_at,
-                    and_(other.c.first_seen_at == own.c.first_seen_at, other.c.account_id < account_id),
-                ),
-            )
-        )
-    )
-    return bool(found.scalar_one())
+    return f"""EXISTS (
+        SELECT FROM identity own JOIN identity other USING (kind, hash)
+        WHERE kind = '{kind}' AND own.account_id = {account_id} AND other.account_id <> own.account_id
+            AND EXISTS (SELECT FROM account WHERE account.account_id = other.account_id)
+            AND (other.first_seen_at, other.account_id) < (own.first_seen_at, own.account_id))"""  # noqa: S608
 
 
-async def share_identity(transaction: Transaction, kind: str, first: str, second: str) -> bool:
-    """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18)."""
-    one, two = identity.alias("one"), identity.alias("two")
-    found = await transaction.execute(
-        select(
-            exists().where(
-                one.c.kind == kind,
-                one.c.account_id == first,
-                two.c.kind == kind,
-                two.c.account_id == second,
-                two.c.hash == one.c.hash,
-            )
-        )
-    )
-    return bool(found.scalar_one())
+def share_identity(kind: str, first: str, second: str) -> str:
+    """Whether two accounts have, or had, one e-mail (`email`) or Stripe customer (`customer`) (rule 18).
+
+    Arguments and answer are those of :func:`known_before`.
+    """
+    return f"""EXISTS (
+        SELECT FROM identity one JOIN identity two USING (kind, hash)
+        WHERE kind = '{kind}' AND one.account_id = {first} AND two.account_id = {second})"""
 
 
 async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger import database, grants, referrals
+from ledger import grants, referrals
 from ledger.database import Transaction
 from ledger.happenings import What, happened
 from ledger.referrals import CreditResult
@@ -77,7 +77,7 @@ async def decide(transaction: Transaction, decision: Decision, plans: Plans, pol
         return DecisionResult(await referrals.result_of(transaction, row), known.at, voided)
     if flaw := _impossible(row, decision.action):
         raise ImpossibleError(flaw)
-    at = await database.now(transaction)
+    at = row.now
     match decision.action:
         case Action.APPROVE:
             made = DecisionResult(await _approve(transaction, row, at, plans, policy), at)
@@ -135,7 +135,7 @@ async def _approve(
 ) -> CreditResult:
     doubts = _doubts(row)
     if Stage(row.stage) is Stage.IN_REVIEW:
-        return await referrals.credit_attributed(transaction, row, at, plans, policy, frozenset(doubts))
+        return await referrals.approve(transaction, row.referral_id, at, plans, policy, frozenset(doubts))
     await transaction.execute(
         referral.update()
         .where(referral.c.referral_id == row.referral_id)

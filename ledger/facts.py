@@ -1,10 +1,11 @@
 """Applies what Stripe reported, and tells which referrals have to hear of it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, assert_never
 
+from psycopg.types.json import Jsonb
 from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
@@ -22,20 +23,15 @@ from billing.facts import (
     RefundSeen,
     SubscriptionEnded,
 )
-from ledger import accounts, grants, periods, referrals, reviews
-from ledger.database import Transaction
+from ledger import accounts, database, grants, periods, referrals, reviews
+from ledger.database import Question, Transaction
 from ledger.grants import MovedGrant
 from ledger.referrals import OpenReferral
 from ledger.tables import (
-    customer,
     dispute,
     invoice_payment,
-    ledger_now,
-    paid_period,
     price,
-    referral,
     refund,
-    seen_period,
     stripe_event,
     subscription,
 )
@@ -85,51 +81,144 @@ class News:
     reversed: tuple[ReversedReferral, ...] = ()
     named: tuple[NamedPrice, ...] = ()
 
+    @property
+    def none(self) -> bool:
+        """Whether there is nobody to tell."""
+        return not (self.payments or self.moved or self.reversed or self.named)
+
 
 async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans, hashes: IdentityHash) -> News:
     """Store the facts of an event and the event's id, and find the referrals that they concern.
 
     The same event again stores nothing new, and names the same referrals until it is marked as signalled.
     """
-    received = await transaction.execute(
-        insert(stripe_event)
-        .values(event_id=event.event_id, type=event.type, created_at=event.created_at, received_at=ledger_now())
-        .on_conflict_do_nothing()
-        .returning(stripe_event.c.event_id)
-    )
-    again = received.first() is None
-    prices: set[str] = set()
-    if again:
-        earlier = (
-            await transaction.execute(select(stripe_event).where(stripe_event.c.event_id == event.event_id))
-        ).one()
-        if earlier.signalled_at is not None:
-            return News()
-        prices |= set(earlier.named_prices)
     # One order for everybody: payments, then invoices, then customers, then accounts, each by id.
-    invoices = await _lock_invoices(transaction, event.facts)
+    told = {"event": event.event_id, "type": event.type, "created_at": event.created_at}
+    links = [fact for fact in event.facts if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
+    paid = sorted({fact.invoice_id for fact in event.facts if isinstance(fact, InvoicePaymentSeen | PeriodPaid)})
+    received, [earlier], *more = await database.at_once(
+        transaction, (_RECEIVE, told), (_RECEIVED, told), *(() if links else _locking_invoices(paid))
+    )
+    again = not received
+    if again and earlier.signalled_at is not None:
+        return News()
+    prices = set(earlier.named_prices) if again else set[str]()
     paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
-    customers = paying | await _reversed_customers(transaction, event.facts, invoices)
-    names = {
-        customer_id: await accounts.lock_customer(transaction, customer_id, hashes) for customer_id in sorted(customers)
-    }
+    named = {fact.customer_id for fact in links if isinstance(fact, RefundSeen) and fact.customer_id is not None}
+    invoices = await _lock_payments(transaction, links, paid) if links else set(paid)
+    if links and invoices:
+        more = await database.at_once(transaction, *_locking_invoices(invoices))
+    customers = paying | named | ({row.customer_id for row in more[-1]} if more else set[str]())
+    names = await accounts.lock_customers(transaction, customers, hashes)
     linked = [fact.account_id for fact in event.facts if isinstance(fact, CustomerLinked)]
     # All accounts at once, so that they are locked by id: a credit under way is over before its referral is looked for.
     concerned = {*await _owners(transaction, names.values()), *linked} if linked or customers != paying else set[str]()
     erased = await accounts.lock(transaction, concerned)
-    for fact in sorted(event.facts, key=repr):
-        prices |= await _apply(transaction, _renamed(fact, names), event.created_at, plans, hashes)
+    facts = [_renamed(fact, names) for fact in sorted(event.facts, key=repr)]
+    for fact in facts:
+        prices |= await _apply(transaction, fact, plans, hashes)
     if prices:
         await _remember_named(transaction, event.event_id, prices)
     # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
-    owners = await _owners(transaction, [names[customer_id] for customer_id in paying])
+    *_, owning, qualified = await database.at_once(
+        transaction,
+        *filter(None, (_storing(fact, event.created_at) for fact in facts)),
+        (_OWNERS, {"customers": [names[customer_id] for customer_id in paying]}),
+        (_QUALIFIED, {"invoices": sorted(invoices)}),
+    )
+    owners = [row.account_id for row in owning]
     news = await _news(transaction, {*owners, *linked}, plans, again)
     for account_id in linked:
         # A checkout that is heard of only after the account was erased leaves nothing in the clear either (rule 23).
         if erased.get(account_id):
             await accounts.hide_customers(transaction, account_id, hashes)
-    doubtful = await _reversed(transaction, invoices) if invoices else ()
+    if owners and not concerned:
+        # They are locked only now: a credit that was under way is over.
+        [qualified] = await database.at_once(transaction, (_QUALIFIED, {"invoices": sorted(invoices)}))
+    doubtful = await _reversed(transaction, qualified) if qualified else ()
     return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
+
+
+async def keep(statement: Transaction, event: EventFacts, hashes: IdentityHash) -> bool:
+    """Store an event of paid or seen periods that concerns no run: all of it in one journey, and one transaction.
+
+    Most that Stripe tells is of that kind: of a customer whose account waits for no bonus and has none, or who has no
+    account here. Whether it is so is asked under the same locks, taken in the same order, as by `apply_event`.
+
+    Args:
+        statement: a connection on which a statement, or several that are sent together, are a transaction.
+        event: the event.
+        hashes: for what outlives the account.
+
+    Returns:
+        Whether it is stored, and nobody has to be told; if not, nothing was, and it is for `apply_event`.
+    """
+    periods_of = [fact for fact in event.facts if isinstance(fact, PeriodPaid | PeriodSeen)]
+    if len(periods_of) < len(event.facts):
+        return False
+    customers = sorted({fact.customer_id for fact in periods_of})
+    invoices = sorted({fact.invoice_id for fact in periods_of if isinstance(fact, PeriodPaid)})
+    values = {
+        "event": event.event_id,
+        "type": event.type,
+        "created_at": event.created_at,
+        "customers": customers,
+        "hidden": [hashes.pseudonym(customer_id) for customer_id in customers],
+        "invoices": invoices,
+        "awaiting": [str(stage) for stage in Stage if stage.awaits_payment],
+    }
+    *_, [answer] = await database.at_once(
+        statement,
+        *(database.locking(f"invoice {name}") for name in invoices),
+        *(database.locking(f"customer {hashes.pseudonym(name)}") for name in customers),
+        (_LOCK_OWNERS, values),
+        (_KEEP, values),
+        (_KEEP_CUSTOMERS, values),
+        *(
+            (question.format(_KEPT), {**told, "event": event.event_id})
+            for question, told in (_storing_period(fact, event.created_at) for fact in periods_of)
+        ),
+        (f"SELECT {_KEPT} AS kept", values),
+    )
+    return bool(answer.kept)
+
+
+_LOCK_OWNERS = """
+SELECT account_id FROM account WHERE account_id IN (
+    SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s)) ORDER BY account_id FOR NO KEY UPDATE
+"""
+_KEEP = """
+INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
+SELECT %(event)s, %(type)s, %(created_at)s, ledger_now(), ledger_now() WHERE NOT EXISTS (
+    SELECT FROM customer LEFT JOIN account USING (account_id) WHERE customer_id = ANY(%(customers)s) AND (
+        -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
+        (customer.account_id IS NOT NULL AND account.created_at IS NULL)
+        OR EXISTS (SELECT FROM referral
+            WHERE referee_id = customer.account_id AND stage = ANY(%(awaiting)s))
+        OR EXISTS (SELECT FROM grant_lot
+            WHERE grant_lot.account_id = customer.account_id AND expired_at IS NULL AND voided_at IS NULL)))
+    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(%(hidden)s))
+    AND NOT EXISTS (SELECT FROM referral WHERE qualifying_invoice = ANY(%(invoices)s))
+ON CONFLICT DO NOTHING
+"""
+_KEPT = "EXISTS (SELECT FROM stripe_event WHERE event_id = %(event)s AND signalled_at IS NOT NULL)"
+_KEEP_CUSTOMERS = f"""
+INSERT INTO customer (customer_id) SELECT each FROM unnest(%(customers)s::text[]) each
+WHERE {_KEPT}
+    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = each OR customer_id = ANY(%(hidden)s))
+"""  # noqa: S608 - of our own words
+_RECEIVE = """
+INSERT INTO stripe_event (event_id, type, created_at, received_at)
+VALUES (%(event)s, %(type)s, %(created_at)s, ledger_now()) ON CONFLICT DO NOTHING RETURNING event_id
+"""
+_RECEIVED = "SELECT signalled_at, named_prices FROM stripe_event WHERE event_id = %(event)s"
+_OWNERS = """
+SELECT DISTINCT account_id FROM customer WHERE customer_id = ANY(%(customers)s) AND account_id IS NOT NULL
+"""
+_QUALIFIED = """
+SELECT referral.*, amount_paid FROM referral JOIN paid_period ON invoice_id = qualifying_invoice
+WHERE qualifying_invoice = ANY(%(invoices)s) AND stage IN ('in_review', 'credited', 'settled') ORDER BY referral_id
+"""
 
 
 def _renamed(fact: Fact, names: Mapping[str, str]) -> Fact:
@@ -150,61 +239,45 @@ def _paying_customer(fact: Fact) -> str | None:
             return None
 
 
-async def _lock_invoices(transaction: Transaction, told: Iterable[Fact]) -> set[str]:
-    """Lock the payments and the invoices that facts are about, whatever of them is known, and name the invoices.
+async def _lock_payments(transaction: Transaction, links: Iterable[Fact], invoices: Iterable[str]) -> set[str]:
+    """Lock the payments that facts are about, whatever of them is known, and name all invoices that they are about.
 
     A refund, the payment that it is of, and the invoice that the payment is for may come in three transactions at once:
     whoever comes last has to see the other two.
     """
-    links = [fact for fact in told if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
-    intents = {fact.payment_intent_id for fact in links if fact.payment_intent_id is not None}
-    charges = {fact.charge_id for fact in links if fact.charge_id is not None}
-    await _lock_names(transaction, "payment", intents | charges)
-    invoices = {fact.invoice_id for fact in told if isinstance(fact, InvoicePaymentSeen | PeriodPaid)}
-    if links:
-        paid_by = or_(invoice_payment.c.payment_intent_id.in_(intents), invoice_payment.c.charge_id.in_(charges))
-        invoices |= set((await transaction.execute(select(invoice_payment.c.invoice_id).where(paid_by))).scalars())
-    await _lock_names(transaction, "invoice", invoices)
-    return invoices
+    told = [fact for fact in links if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
+    intents = {fact.payment_intent_id for fact in told if fact.payment_intent_id is not None}
+    charges = {fact.charge_id for fact in told if fact.charge_id is not None}
+    *_, paid = await database.at_once(
+        transaction,
+        *(database.locking(f"payment {name}") for name in sorted(intents | charges)),
+        (_PAID_BY, {"intents": sorted(intents), "charges": sorted(charges)}),
+    )
+    return {*invoices, *(row.invoice_id for row in paid)}
 
 
-async def _lock_names(transaction: Transaction, kind: str, names: Iterable[str]) -> None:
-    """Lock what may have no row yet, by its name."""
-    for name in sorted(names):
-        await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{kind} {name}", 0))))
-
-
-async def _reversed_customers(transaction: Transaction, told: Iterable[Fact], invoices: set[str]) -> set[str]:
-    """Whose payments are given back or disputed; a charge need not name its customer, but its invoice does."""
-    named = {fact.customer_id for fact in told if isinstance(fact, RefundSeen) and fact.customer_id is not None}
+def _locking_invoices(invoices: Collection[str]) -> tuple[Question, ...]:
+    """Locks invoices, and then says who paid them: what gives a payment back need not name its customer."""
     if not invoices:
-        return named
-    found = await transaction.execute(select(paid_period.c.customer_id).where(paid_period.c.invoice_id.in_(invoices)))
-    return named | set(found.scalars())
+        return ()
+    who = ("SELECT customer_id FROM paid_period WHERE invoice_id = ANY(%(all)s)", {"all": sorted(invoices)})
+    return *(database.locking(f"invoice {name}") for name in sorted(invoices)), who
+
+
+_PAID_BY = """
+SELECT invoice_id FROM invoice_payment
+WHERE payment_intent_id = ANY(%(intents)s::text[]) OR charge_id = ANY(%(charges)s::text[])
+"""
 
 
 async def _owners(transaction: Transaction, customers: Iterable[str]) -> list[str]:
     """The accounts that these customers belong to."""
-    owners = await transaction.execute(
-        select(customer.c.account_id)
-        .where(customer.c.customer_id.in_(sorted(set(customers))), customer.c.account_id.is_not(None))
-        .distinct()
-    )
-    return [owner for owner in owners.scalars() if owner is not None]
+    [owners] = await database.at_once(transaction, (_OWNERS, {"customers": sorted(set(customers))}))
+    return [row.account_id for row in owners]
 
 
-async def _reversed(transaction: Transaction, invoices: Iterable[str]) -> tuple[ReversedReferral, ...]:
-    """Mark the referrals that these invoices brought, or would bring, a bonus, where it is in doubt (rule 20)."""
-    rows = await transaction.execute(
-        select(referral, paid_period.c.amount_paid)
-        .join(paid_period, paid_period.c.invoice_id == referral.c.qualifying_invoice)
-        .where(
-            referral.c.qualifying_invoice.in_(invoices),
-            referral.c.stage.in_([Stage.IN_REVIEW, Stage.CREDITED, Stage.SETTLED]),
-        )
-        .order_by(referral.c.referral_id)
-    )
-    qualified = rows.all()
+async def _reversed(transaction: Transaction, qualified: Sequence[Any]) -> tuple[ReversedReferral, ...]:
+    """Mark the referrals that an event's invoices brought, or would bring, a bonus, where it is in doubt (rule 20)."""
     known = await periods.reversals_of(transaction, [row.qualifying_invoice for row in qualified])
     found: list[ReversedReferral] = []
     for row in qualified:
@@ -240,37 +313,46 @@ async def news_of_accounts(
 
 
 async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Plans, again: bool = False) -> News:
-    concerned = await accounts.lock(transaction, account_ids)
-    payments: list[OpenReferral] = []
+    wanted = sorted(set(account_ids))
+    if not wanted:
+        return News()
+    values = {"accounts": wanted, "awaiting": [str(stage) for stage in Stage if stage.awaits_payment]}
+    looks: tuple[Question, ...] = ((_WITH_BONUSES, values), (_AWAITING, values))
+    found, with_bonuses, awaiting = await database.at_once(transaction, (_LOCK, values), *looks)
+    if len(found) < len(wanted) and len(found) < len(await accounts.lock(transaction, wanted)):
+        # One was made meanwhile, and is locked only now.
+        with_bonuses, awaiting = await database.at_once(transaction, *looks)
     moved: list[MovedGrant] = []
-    for account_id in sorted(concerned):
-        moved += await grants.move_expiries(transaction, account_id, plans, again=again)
-        waiting = await referrals.awaiting_payment(transaction, account_id)
-        # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
-        if waiting and (
-            await _has_paid(transaction, account_id) or await accounts.known_before(transaction, "customer", account_id)
-        ):
-            payments += waiting
-    return News(tuple(payments), tuple(moved))
+    for row in with_bonuses:
+        moved += await grants.move_expiries(transaction, row.account_id, plans, again=again)
+    return News(tuple(referrals.open_referral(row) for row in awaiting if row.can_go_on), tuple(moved))
 
 
-async def _has_paid(transaction: Transaction, account_id: str) -> bool:
-    found = await transaction.execute(
-        select(paid_period.c.invoice_id)
-        .join(customer, customer.c.customer_id == paid_period.c.customer_id)
-        .where(customer.c.account_id == account_id, paid_period.c.amount_paid > 0)
-        .limit(1)
-    )
-    return found.first() is not None
+_LOCK = """
+SELECT account_id FROM account WHERE account_id = ANY(%(accounts)s) ORDER BY account_id FOR NO KEY UPDATE
+"""
+_WITH_BONUSES = """
+SELECT DISTINCT account_id FROM grant_lot JOIN account USING (account_id)
+WHERE account_id = ANY(%(accounts)s) AND expired_at IS NULL AND voided_at IS NULL AND expires_at > ledger_now()
+ORDER BY account_id
+"""
+# A customer that was another account's ends the referral (rule 10), and its payments are that account's.
+_AWAITING = f"""
+SELECT *, EXISTS (SELECT FROM paid_period JOIN customer USING (customer_id)
+        WHERE account_id = referee_id AND amount_paid > 0)
+    OR {accounts.known_before("customer", "referee_id")} AS can_go_on
+FROM referral WHERE referee_id = ANY(%(accounts)s) AND stage = ANY(%(awaiting)s) ORDER BY referee_id
+"""  # noqa: S608 - of our own words
 
 
 async def mark_signalled(transaction: Transaction, event_id: str) -> None:
     """Say that every referral that an event concerns has been told."""
-    await transaction.execute(
-        stripe_event.update()
-        .where(stripe_event.c.event_id == event_id, stripe_event.c.signalled_at.is_(None))
-        .values(signalled_at=ledger_now())
-    )
+    await database.at_once(transaction, (_SIGNALLED, {"event": event_id}))
+
+
+_SIGNALLED = """
+UPDATE stripe_event SET signalled_at = ledger_now() WHERE event_id = %(event)s AND signalled_at IS NULL
+"""
 
 
 async def _remember_named(transaction: Transaction, event_id: str, named: Iterable[str]) -> None:
@@ -280,28 +362,11 @@ async def _remember_named(transaction: Transaction, event_id: str, named: Iterab
     )
 
 
-async def _apply(
-    transaction: Transaction, fact: Fact, told_at: datetime, plans: Plans, hashes: IdentityHash
-) -> set[str]:
+async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: IdentityHash) -> set[str]:
     """Store a fact; gives the price whose plan became known by it, or became another one."""
     match fact:
-        case PeriodPaid():
-            await _period_paid(transaction, fact, told_at)
-        case PeriodSeen():
-            statement = insert(seen_period).values(
-                subscription_id=fact.subscription_id,
-                price_id=fact.price_id,
-                starts_at=fact.start,
-                ends_at=fact.end,
-                customer_id=fact.customer_id,
-            )
-            await transaction.execute(
-                statement.on_conflict_do_update(
-                    index_elements=[seen_period.c.subscription_id, seen_period.c.price_id, seen_period.c.starts_at],
-                    set_={"ends_at": statement.excluded.ends_at},
-                    where=seen_period.c.ends_at < statement.excluded.ends_at,
-                )
-            )
+        case PeriodPaid() | PeriodSeen():
+            pass  # stored together with what is asked next: `_storing`
         case SubscriptionEnded():
             statement = insert(subscription).values(**asdict(fact))
             await transaction.execute(
@@ -325,39 +390,59 @@ async def _apply(
     return set()
 
 
-async def _period_paid(transaction: Transaction, fact: PeriodPaid, told_at: datetime) -> None:
-    statement = insert(paid_period).values(
-        told_at=told_at,
-        invoice_id=fact.invoice_id,
-        customer_id=fact.customer_id,
-        subscription_id=fact.subscription_id,
-        paid_at=fact.paid_at,
-        amount_paid=fact.amount_paid,
-        total=fact.total,
-        lines=[
-            {
-                "price": line.price_id,
-                "product": line.product_id,
-                "start": line.start.isoformat(),
-                "end": line.end.isoformat(),
-                "proration": line.proration,
-                "amount": line.amount,
-            }
-            for line in fact.lines
-        ],
-    )
-    # One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
-    # Whatever the order, the earliest time and the greatest of the rest stay.
-    merged = {"paid_at": func.least(paid_period.c.paid_at, statement.excluded.paid_at)} | {
-        name: func.greatest(paid_period.c[name], statement.excluded[name]) for name in ("amount_paid", "total", "lines")
-    }
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=[paid_period.c.invoice_id],
-            set_=merged,
-            where=tuple_(*(paid_period.c[name] for name in merged)).is_distinct_from(tuple_(*merged.values())),
-        )
-    )
+def _storing(fact: Fact, told_at: datetime) -> Question | None:
+    """Stores a fact that nothing else follows from in the same event; none for the others."""
+    match fact:
+        case PeriodPaid() | PeriodSeen():
+            question, values = _storing_period(fact, told_at)
+            return question.format("TRUE"), values
+        case _:
+            return None
+
+
+def _storing_period(fact: PeriodPaid | PeriodSeen, told_at: datetime) -> Question:
+    """Stores a period, under a condition that is still to be put in."""
+    # Not `asdict`, which copies what is in it as well.
+    values = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    if isinstance(fact, PeriodPaid):
+        return _PERIOD_PAID, {**values, "lines": Jsonb(_lines(fact)), "told_at": told_at}
+    return _PERIOD_SEEN, values
+
+
+def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
+    return [
+        {
+            "price": line.price_id,
+            "product": line.product_id,
+            "start": line.start.isoformat(),
+            "end": line.end.isoformat(),
+            "proration": line.proration,
+            "amount": line.amount,
+        }
+        for line in fact.lines
+    ]
+
+
+# One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
+# Whatever the order, the earliest time and the greatest of the rest stay; `told_at` is of whoever told it first.
+_PERIOD_PAID = """
+INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
+SELECT %(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
+    %(told_at)s
+WHERE {}
+ON CONFLICT (invoice_id) DO UPDATE SET paid_at = least(known.paid_at, excluded.paid_at),
+    amount_paid = greatest(known.amount_paid, excluded.amount_paid), total = greatest(known.total, excluded.total),
+    lines = greatest(known.lines, excluded.lines)
+WHERE (known.paid_at, known.amount_paid, known.total, known.lines) IS DISTINCT FROM (
+    least(known.paid_at, excluded.paid_at), greatest(known.amount_paid, excluded.amount_paid),
+    greatest(known.total, excluded.total), greatest(known.lines, excluded.lines))
+"""
+_PERIOD_SEEN = """
+INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
+SELECT %(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s WHERE {}
+ON CONFLICT (subscription_id, price_id, starts_at) DO UPDATE SET ends_at = excluded.ends_at
+WHERE known.ends_at < excluded.ends_at
+"""
 
 
 async def _invoice_payment_seen(transaction: Transaction, fact: InvoicePaymentSeen) -> None:

@@ -3,7 +3,7 @@
 Whoever changes a lot has locked its account, and reads the ledger's clock after that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,21 +11,12 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from ledger import outbox, periods, queries
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.happenings import What, happened
 from ledger.tables import account, entry, grant, ledger_now
 from program.cycles import moved_expiry
 from program.plans import Plans
 from program.referral import Role
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a referral, and whose account it is."""
-
-    referral_id: str
-    role: Role
-    account_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +28,43 @@ class MovedGrant:
     expires_at: datetime
 
 
-async def credit(transaction: Transaction, side: Side, minutes: int, at: datetime, expires_at: datetime) -> None:
-    """Credit one side of a referral. Both are credited in one transaction, or the database refuses (rule 6)."""
-    grant_id = f"{side.referral_id}-{side.role}"
-    await transaction.execute(
-        grant.insert().values(
-            grant_id=grant_id,
-            account_id=side.account_id,
-            referral_id=side.referral_id,
-            role=side.role,
-            minutes=minutes,
-            remaining=minutes,
-            credited_at=at,
-            expires_at=expires_at,
-        )
-    )
-    await transaction.execute(
-        entry.insert().values(
-            grant_id=grant_id, account_id=side.account_id, kind="credit", delta=minutes, operation_key="credit", at=at
-        )
-    )
-    await transaction.execute(
-        account.update()
-        .where(account.c.account_id == side.account_id)
-        .values(minutes_earned=account.c.minutes_earned + minutes)
-    )
-    happened(transaction, What.MINUTES_CREDITED, minutes, role=side.role)
+_CREDIT = """
+WITH lot AS (
+    INSERT INTO grant_lot (grant_id, account_id, referral_id, role, minutes, remaining, credited_at, expires_at)
+    VALUES
+        (%(referrer_lot)s, %(referrer)s, %(referral)s, 'referrer', %(minutes)s, %(minutes)s, %(at)s, %(referrer_end)s),
+        (%(referee_lot)s, %(referee)s, %(referral)s, 'referee', %(minutes)s, %(minutes)s, %(at)s, %(referee_end)s)
+    RETURNING *
+), credited AS (
+    INSERT INTO entry (grant_id, account_id, kind, delta, operation_key, at)
+    SELECT grant_id, account_id, 'credit', minutes, 'credit', credited_at FROM lot
+)
+UPDATE account SET minutes_earned = minutes_earned + minutes, subscribed = subscribed + (role = 'referrer')::integer
+FROM lot WHERE account.account_id = lot.account_id
+"""
+
+
+def credit_both(row: Any, minutes: int, at: datetime, expires_at: Mapping[Role, datetime]) -> Question:
+    """Credits both sides of a referral, whose accounts are locked, and counts the friend as a subscriber (rules 6, 12).
+
+    One statement: the two lots, the journal, what both have earned. One side alone, the database would refuse (rule 6).
+    """
+    return _CREDIT, {
+        "referral": row.referral_id,
+        "referrer": row.referrer_id,
+        "referee": row.referee_id,
+        "referrer_lot": lot_id(row.referral_id, Role.REFERRER),
+        "referee_lot": lot_id(row.referral_id, Role.REFEREE),
+        "minutes": minutes,
+        "at": at,
+        "referrer_end": expires_at[Role.REFERRER],
+        "referee_end": expires_at[Role.REFEREE],
+    }
+
+
+def lot_id(referral_id: str, role: Role) -> str:
+    """The id of the lot that a side of a referral is credited with."""
+    return f"{referral_id}-{role}"
 
 
 async def of_referral(transaction: Transaction, referral_id: str) -> Sequence[Row[Any]]:
@@ -138,12 +140,16 @@ async def move_expiries(
     Returns:
         The grants that moved; with `again`, the others as well, for they may have moved before without a word.
     """
+    lots = (
+        await transaction.execute(
+            select(grant).where(*queries.open_grants(account_id, ledger_now())).order_by(grant.c.grant_id)
+        )
+    ).all()
+    if not lots:
+        return []
     known = await periods.of_account(transaction, account_id, plans)
-    lots = await transaction.execute(
-        select(grant).where(*queries.open_grants(account_id, ledger_now())).order_by(grant.c.grant_id)
-    )
     moved: list[MovedGrant] = []
-    for lot in lots.all():
+    for lot in lots:
         expires_at = await _move(transaction, lot, known)
         if again or expires_at != lot.expires_at:
             moved.append(MovedGrant(lot.referral_id, Role(lot.role), expires_at))

@@ -213,6 +213,16 @@ INVARIANTS: tuple[Invariant, ...] = (
            WHERE a.minutes_earned <> coalesce(g.minutes, 0) - coalesce(v.minutes, 0)""",
     ),
     Invariant(
+        "left-is-counted",
+        "What is left of an account's grants is counted by the hour in which they end.",
+        "accounts",
+        """SELECT DISTINCT account_id FROM (
+               SELECT account_id FROM (
+                   SELECT account_id, hour, remaining FROM expiry_total
+                   UNION ALL SELECT account_id, expiry_hour(expires_at), -remaining FROM grant_lot) each
+               GROUP BY account_id, hour HAVING sum(remaining) <> 0) amiss""",
+    ),
+    Invariant(
         "signups-decided",
         "A reported signup is decided at once: its run was told, and a worker took it up (rule 15).",
         "referrals",

@@ -1,15 +1,16 @@
 """What the backend is told: written in the transaction of what happened, delivered later by runs of its own."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg.types.json import Jsonb
 from sqlalchemy import Row, delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.happenings import What, happened
 from ledger.tables import account, delivery, endpoint_gone, grant, outbox, referral
 from program.notifications import (
@@ -25,7 +26,7 @@ from program.notifications import (
     message_id,
     reminder_due,
 )
-from program.referral import Stage
+from program.referral import Role, Stage
 
 GONE = "the endpoint answered 410 Gone before"
 """Why nothing is sent to an endpoint."""
@@ -53,6 +54,31 @@ class Lot:
     expires_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """A bonus that is credited just now: what is told of it.
+
+    Args:
+        grant_id: its id.
+        account_id: whose.
+        role: on which side of the referral.
+        plan: that was paid for.
+        minutes: how many.
+        remaining: as many.
+        expires_at: its end, UTC.
+        erased_at: when its account was erased, if it was: nobody can use it then (rule 23).
+    """
+
+    grant_id: str
+    account_id: str
+    role: Role
+    plan: str
+    minutes: int
+    remaining: int
+    expires_at: datetime
+    erased_at: datetime | None
+
+
 async def record(
     transaction: Transaction,
     kind: Kind,
@@ -75,30 +101,60 @@ async def record(
     """
     sides = (
         await transaction.execute(
-            select(referral.c.referrer_id, referral.c.referee_id).where(referral.c.referral_id == referral_id)
+            select(referral.c.referral_id, referral.c.referrer_id, referral.c.referee_id).where(
+                referral.c.referral_id == referral_id
+            )
         )
     ).one()
+    await _write(transaction, [_message(kind, sides, account_id, at, data, occasion)])
+
+
+def _message(
+    kind: Kind,
+    sides: Any,
+    account_id: str | None,
+    at: datetime,
+    data: Mapping[str, Any],
+    occasion: str = "",
+) -> dict[str, Any]:
+    """A row of the outbox, of a referral whose ids `sides` has."""
     ids = {
-        "referral_id": referral_id,
+        "referral_id": sides.referral_id,
         "referrer_account_id": sides.referrer_id,
         "referee_account_id": sides.referee_id,
     }
-    new = await transaction.execute(
-        insert(outbox)
-        .values(
-            message_id=message_id(kind, referral_id, account_id, occasion),
-            type=kind,
-            referral_id=referral_id,
-            account_id=account_id,
-            data={**ids, **data},
-            created_at=at,
-            due_at=at + STARTED_BY_THEN,
-        )
-        .on_conflict_do_nothing(index_elements=[outbox.c.message_id])
-        .returning(outbox.c.message_id)
-    )
-    for written in new.scalars():
-        database.written(transaction, written)
+    return {
+        "message_id": message_id(kind, sides.referral_id, account_id, occasion),
+        "type": kind,
+        "referral_id": sides.referral_id,
+        "account_id": account_id,
+        "data": {**ids, **data},
+        "created_at": at.isoformat(),
+        "due_at": (at + STARTED_BY_THEN).isoformat(),
+    }
+
+
+async def _write(transaction: Transaction, messages: Sequence[Mapping[str, Any]]) -> None:
+    [new] = await database.at_once(transaction, writing(messages))
+    announce(transaction, new)
+
+
+def writing(messages: Sequence[Mapping[str, Any]]) -> Question:
+    """Writes messages down, all at once; gives those that were not there before, to be announced."""
+    return _WRITE, {"messages": Jsonb(messages)}
+
+
+def announce(transaction: Transaction, new: Iterable[Any]) -> None:
+    """Have messages that were written in a transaction announced once it is committed."""
+    for row in new:
+        database.written(transaction, row.message_id)
+
+
+_WRITE = """
+INSERT INTO outbox (message_id, type, referral_id, account_id, data, created_at, due_at)
+SELECT message_id, type, referral_id, account_id, data, created_at, due_at
+FROM jsonb_populate_recordset(NULL::outbox, %(messages)s) ON CONFLICT (message_id) DO NOTHING RETURNING message_id
+"""
 
 
 async def stage_reached(
@@ -106,7 +162,7 @@ async def stage_reached(
 ) -> None:
     """Tell that a referral has come to a stage, where the backend is told of it (rules 6, 19 and 22).
 
-    Of the credit each side is told for itself.
+    Of the credit each side is told for itself: `bonuses_credited`.
 
     Args:
         transaction: the one of the change, which is made already.
@@ -116,63 +172,77 @@ async def stage_reached(
         at: when, UTC, by the ledger's clock.
         reason: why, in words that a support agent can read out.
     """
-    if stage is Stage.CREDITED:
-        lots = await transaction.scalars(select(grant.c.grant_id).where(grant.c.referral_id == referral_id))
-        for grant_id in sorted(lots):
-            await _bonus_credited(transaction, grant_id, at)
     kind = kind_of_stage(stage)
     if kind is None:
         return
-    reasons = (
-        await transaction.execute(select(referral.c.review_reasons).where(referral.c.referral_id == referral_id))
-    ).scalar_one()
-    data = {"stage": stage, "reason": reason, "review_reasons": reasons}
-    await record(transaction, kind, referral_id, None, at, data, str(event_id) if happens_again(kind) else "")
+    row = (
+        await transaction.execute(
+            select(
+                referral.c.referral_id, referral.c.referrer_id, referral.c.referee_id, referral.c.review_reasons
+            ).where(referral.c.referral_id == referral_id)
+        )
+    ).one()
+    data = {"stage": stage, "reason": reason, "review_reasons": row.review_reasons}
+    occasion = str(event_id) if happens_again(kind) else ""
+    await _write(transaction, [_message(kind, row, None, at, data, occasion)])
 
 
-async def _bonus_credited(transaction: Transaction, grant_id: str, at: datetime) -> None:
-    """Tell one side of its bonus (rule 6), and of its end where that is near already."""
-    lot = await _lot(transaction, grant_id)
-    await _bonus(transaction, Kind.BONUS_CREDITED, lot, at)
-    await _remind(transaction, lot, at)
+def signed_up(row: Any, at: datetime) -> list[dict[str, Any]]:
+    """What is told of a signup that was attributed just now."""
+    data: dict[str, Any] = {"stage": Stage.SIGNED_UP, "reason": None, "review_reasons": []}
+    return [_message(Kind.REFERRAL_SIGNED_UP, row, None, at, data)]
+
+
+def bonuses_credited(lots: Sequence[Credited], row: Any, at: datetime) -> list[dict[str, Any]]:
+    """What each side is told of its bonus (rule 6), and of its end where that is near already.
+
+    Args:
+        lots: both, as they were credited just now.
+        row: the referral.
+        at: when, UTC, by the ledger's clock.
+    """
+    told = [_bonus(Kind.BONUS_CREDITED, row, lot, at) for lot in lots]
+    return told + [reminder for lot in lots for reminder in _reminders(row, lot, at)]
 
 
 async def bonus_expired(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
     """Tell one side that its bonus is over, and how many minutes expired unused, which can be none (rule 7)."""
-    await _bonus(transaction, Kind.BONUS_EXPIRED, await _lot(transaction, grant_id), at, expired_minutes=minutes)
+    lot = await _lot(transaction, grant_id)
+    await _write(transaction, [_bonus(Kind.BONUS_EXPIRED, lot, lot, at, expired_minutes=minutes)])
 
 
 async def bonus_voided(transaction: Transaction, grant_id: str, at: datetime, minutes: int) -> None:
     """Tell one side that its bonus was voided, and how many unused minutes went, which can be none (rule 20)."""
-    await _bonus(transaction, Kind.BONUS_VOIDED, await _lot(transaction, grant_id), at, voided_minutes=minutes)
+    lot = await _lot(transaction, grant_id)
+    await _write(transaction, [_bonus(Kind.BONUS_VOIDED, lot, lot, at, voided_minutes=minutes)])
 
 
 async def _lot(transaction: Transaction, grant_id: str) -> Row[Any]:
     query = (
-        select(grant, referral.c.plan, account.c.erased_at)
+        select(grant, referral.c.referrer_id, referral.c.referee_id, referral.c.plan, account.c.erased_at)
         .join(referral, referral.c.referral_id == grant.c.referral_id)
         .join(account, account.c.account_id == grant.c.account_id)
     )
-    return (await transaction.execute(query.where(grant.c.grant_id == grant_id))).one()
+    row: Row[Any] = (await transaction.execute(query.where(grant.c.grant_id == grant_id))).one()
+    return row
 
 
-async def _bonus(
-    transaction: Transaction, kind: Kind, lot: Row[Any], at: datetime, occasion: str = "", **more: object
-) -> None:
-    """Write down what happened to a bonus, with how it stands in this transaction."""
-    await record(transaction, kind, lot.referral_id, lot.account_id, at, {**_particulars(lot), **more}, occasion)
+def _bonus(kind: Kind, sides: Any, lot: Any, at: datetime, occasion: str = "", **more: object) -> dict[str, Any]:
+    """What happened to a bonus, with how it stands in this transaction."""
+    return _message(kind, sides, lot.account_id, at, {**_particulars(lot), **more}, occasion)
 
 
-async def _remind(transaction: Transaction, lot: Row[Any], at: datetime) -> None:
-    """Tell one side that its bonus ends soon, once for each end that it has had (rule 9).
+def _reminders(sides: Any, lot: Any, at: datetime) -> list[dict[str, Any]]:
+    """One, if its owner is to be told that a bonus ends soon, once for each end that it has had (rule 9).
 
     Nobody is reminded of what nobody can use: all is used, or the account was erased (rule 23).
     """
     if lot.remaining > 0 and lot.erased_at is None and reminder_due(lot.expires_at, at):
-        await _bonus(transaction, Kind.BONUS_EXPIRING, lot, at, lot.expires_at.isoformat())
+        return [_bonus(Kind.BONUS_EXPIRING, sides, lot, at, lot.expires_at.isoformat())]
+    return []
 
 
-def _particulars(lot: Row[Any]) -> dict[str, Any]:
+def _particulars(lot: Any) -> dict[str, Any]:
     return {
         "grant_id": lot.grant_id,
         "account_id": lot.account_id,
@@ -205,7 +275,7 @@ async def remind_owner(transaction: Transaction, bonus: Lot) -> None:
     at = await database.now(transaction)
     lot = await _lot(transaction, bonus.grant_id)
     if lot.expired_at is None and lot.voided_at is None:
-        await _remind(transaction, lot, at)
+        await _write(transaction, _reminders(lot, lot, at))
 
 
 # Deliveries

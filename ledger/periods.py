@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 
 from billing.facts import CLEARED_DISPUTE
+from ledger import database
 from ledger.database import Transaction
-from ledger.tables import customer, dispute, invoice_payment, paid_period, price, refund, seen_period, subscription
+from ledger.tables import dispute, invoice_payment, price, refund
 from program.cycles import Period
 from program.doubts import Doubt
 from program.payments import Line, Payment, pays_for_a_period, plan_paid_for
@@ -62,45 +63,120 @@ async def _prices(transaction: Transaction, ids: set[str]) -> dict[str, Price]:
     return {row.price_id: Price(row.price_id, row.lookup_key, row.product_id) for row in rows}
 
 
-async def _prices_by_plan(transaction: Transaction, ids: set[str], plans: Plans) -> dict[str, Price]:
-    """The same; of one that sells no known plan nobody is told a plan until this transaction is over.
-
-    What is decided by such a price is seen by whoever walks through its customers once it has a plan, or it is decided
-    by that plan (`late_prices`).
-    """
-    prices = await _prices(transaction, ids)
-    unknown = {each for each in ids if plans.sold_by(prices.get(each, Price(each))) is None}
-    for price_id in sorted(unknown):
-        await transaction.execute(select(func.pg_advisory_xact_lock_shared(price_lock(price_id))))
-    return prices | await _prices(transaction, unknown)
-
-
 def price_lock(price_id: str) -> ColumnElement[int]:
     """The name of the lock on what is decided by a price that sells no known plan."""
     return func.hashtextextended(f"price {price_id}", 0)
 
 
-def _known(prices: dict[str, Price], line: dict[str, Any]) -> Price:
+def _known(prices: Mapping[str, Price], line: dict[str, Any]) -> Price:
     """What is known of a line's price: what was seen of it, completed by the product that the line itself names."""
     seen = prices.get(line["price"], Price(line["price"]))
     return Price(seen.id, seen.lookup_key, seen.product or line.get("product"))
 
 
-def _lines(row: Row[Any], prices: dict[str, Price]) -> tuple[Line, ...]:
+def _lines(row: Any, prices: Mapping[str, Price]) -> tuple[Line, ...]:
     return tuple(Line(_known(prices, line), line["proration"], line["amount"]) for line in row.lines)
 
 
-async def _invoices(transaction: Transaction, *account_ids: str) -> Sequence[Row[Any]]:
-    rows = await transaction.execute(
-        select(paid_period, customer.c.account_id)
-        .join(customer, customer.c.customer_id == paid_period.c.customer_id)
-        .where(customer.c.account_id.in_(account_ids))
-    )
-    return rows.all()
+TOLD = """
+WITH theirs AS (SELECT customer_id, account_id FROM customer WHERE account_id = ANY(coalesce(%(accounts)s::text[],
+        (SELECT ARRAY[referrer_id, referee_id] FROM referral WHERE referral_id = %(referral)s)))),
+    paid AS (SELECT * FROM paid_period JOIN theirs USING (customer_id)),
+    seen AS (SELECT * FROM seen_period JOIN theirs USING (customer_id))
+SELECT 'paid' AS kind, account_id, invoice_id AS id, subscription_id AS other, paid_at AS at,
+    NULL::timestamptz AS ends_at, amount_paid, total, lines FROM paid
+UNION ALL
+SELECT 'seen', account_id, subscription_id, price_id, starts_at, ends_at, NULL, NULL, NULL FROM seen
+UNION ALL
+SELECT 'ended', account_id, subscription_id, NULL, ended_at, NULL, NULL, NULL, NULL
+    FROM subscription JOIN theirs USING (customer_id)
+UNION ALL
+SELECT 'price', lookup_key, price_id, product_id, NULL, NULL, NULL, NULL, NULL FROM price WHERE price_id IN (
+    SELECT line ->> 'price' FROM paid, jsonb_array_elements(lines) line UNION SELECT price_id FROM seen)
+UNION ALL
+SELECT 'reversed', account_id, invoice_id, NULL, NULL, NULL, NULL, NULL, NULL FROM paid WHERE EXISTS (
+    SELECT FROM invoice_payment link WHERE link.invoice_id = paid.invoice_id AND (
+        EXISTS (SELECT FROM refund WHERE refund.payment_intent_id = link.payment_intent_id)
+        OR EXISTS (SELECT FROM refund WHERE refund.charge_id = link.charge_id)
+        OR EXISTS (SELECT FROM dispute WHERE dispute.payment_intent_id = link.payment_intent_id)
+        OR EXISTS (SELECT FROM dispute WHERE dispute.charge_id = link.charge_id)))
+"""
+"""All that Stripe told of some accounts' subscriptions, or of those of a referral's two sides."""
 
 
-def _price_ids(invoices: Sequence[Row[Any]]) -> set[str]:
-    return {line["price"] for row in invoices for line in row.lines}
+class Told:
+    """What :data:`TOLD` found, read in one question, as of one moment."""
+
+    def __init__(self, rows: Iterable[Any], prices: Mapping[str, Price], reversals: Mapping[str, Reversals]) -> None:
+        """Sort what was read by account."""
+        self._rows: dict[tuple[str, str], list[Any]] = defaultdict(list)
+        for row in rows:
+            self._rows[row.kind, row.account_id].append(row)
+        self._prices = prices
+        self._reversals = reversals
+
+    def payments(self, account_id: str) -> list[Payment]:
+        """All paid subscription invoices of an account's customers."""
+        return [
+            Payment(row.id, row.at, row.amount_paid, _lines(row, self._prices), known.refunded, known.disputed)
+            for row in self._rows["paid", account_id]
+            for known in (self._reversals.get(row.id, Reversals()),)
+        ]
+
+    def periods(self, account_id: str, plans: Plans) -> KnownPeriods:
+        """The billing periods of an account's subscriptions to plans.
+
+        A free invoice (trial, full coupon) pays for none.
+        """
+        periods: list[Period] = []
+        paid_plans: dict[tuple[str, datetime], str] = {}
+        for row in self._rows["paid", account_id]:
+            payment = Payment(row.id, row.at, row.amount_paid, _lines(row, self._prices))
+            plan = plan_paid_for(payment, plans)
+            if plan is None or not pays_for_a_period(row.amount_paid, row.total):
+                continue
+            for line, told in zip(payment.lines, row.lines, strict=True):
+                if not line.gives_back and plans.sold_by(line.price) is not None:
+                    start, end = datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"])
+                    periods.append(Period(row.other, start, end, paid=True))
+                    paid_plans[row.other, start] = plan.id
+        periods += [
+            Period(row.id, row.at, row.ends_at, paid=False)
+            for row in self._rows["seen", account_id]
+            if plans.sold_by(self._prices.get(row.other, Price(row.other))) is not None
+        ]
+        ended = {row.id: row.at for row in self._rows["ended", account_id]}
+        return KnownPeriods(tuple(periods), ended, paid_plans)
+
+
+async def told_of(transaction: Transaction, account_ids: Iterable[str], plans: Plans | None = None) -> Told:
+    """What Stripe told of these accounts; `plans` as in :func:`understood`."""
+    accounts = sorted(set(account_ids))
+    [rows] = await database.at_once(transaction, (TOLD, {"accounts": accounts, "referral": None}))
+    return await understood(transaction, rows, plans)
+
+
+async def understood(transaction: Transaction, rows: Sequence[Any], plans: Plans | None = None) -> Told:
+    """What Stripe told, from the rows of :data:`TOLD`.
+
+    Args:
+        transaction: the one in which they were read.
+        rows: all of them.
+        plans: on sale, where it matters by which plan a price is read. Of a price that sells no known plan nobody is
+            told a plan until this transaction is over: what is decided by it is seen by whoever walks through its
+            customers once it has a plan, or it is decided by that plan (`late_prices`).
+    """
+    # A price is nobody's: its lookup key stands where the others have their account.
+    prices = {row.id: Price(row.id, row.account_id, row.other) for row in rows if row.kind == "price"}
+    if plans is not None:
+        named = {line["price"] for row in rows if row.kind == "paid" for line in row.lines}
+        named |= {row.other for row in rows if row.kind == "seen"}
+        unknown = {each for each in named if plans.sold_by(prices.get(each, Price(each))) is None}
+        for price_id in sorted(unknown):
+            await transaction.execute(select(func.pg_advisory_xact_lock_shared(price_lock(price_id))))
+        prices |= await _prices(transaction, unknown)
+    doubtful = [row.id for row in rows if row.kind == "reversed"]
+    return Told(rows, prices, await reversals_of(transaction, doubtful))
 
 
 async def payments_of(transaction: Transaction, account_id: str) -> list[Payment]:
@@ -110,17 +186,13 @@ async def payments_of(transaction: Transaction, account_id: str) -> list[Payment
 
 async def payments_of_each(transaction: Transaction, account_ids: Sequence[str]) -> Mapping[str, list[Payment]]:
     """The same, of each of some accounts; nothing of one that paid nothing."""
-    invoices = await _invoices(transaction, *account_ids)
-    prices = await _prices(transaction, _price_ids(invoices))
-    reversals = await reversals_of(transaction, [row.invoice_id for row in invoices])
-    payments: dict[str, list[Payment]] = defaultdict(list)
-    for row in invoices:
-        known = reversals.get(row.invoice_id, Reversals())
-        lines = _lines(row, prices)
-        payments[row.account_id].append(
-            Payment(row.invoice_id, row.paid_at, row.amount_paid, lines, known.refunded, known.disputed)
-        )
-    return payments
+    told = await told_of(transaction, account_ids)
+    return {account_id: told.payments(account_id) for account_id in account_ids}
+
+
+async def of_account(transaction: Transaction, account_id: str, plans: Plans) -> KnownPeriods:
+    """The billing periods of an account's subscriptions to plans. A free invoice (trial, full coupon) pays for none."""
+    return (await told_of(transaction, [account_id], plans)).periods(account_id, plans)
 
 
 async def reversals_of(transaction: Transaction, invoice_ids: Iterable[str]) -> dict[str, Reversals]:
@@ -185,39 +257,3 @@ def _share(refunded: int, paid: int, paid_together: int, invoices: int) -> int:
     if invoices <= 1:
         return refunded
     return paid if refunded >= paid_together else max(1, min(refunded, paid - 1))
-
-
-async def of_account(transaction: Transaction, account_id: str, plans: Plans) -> KnownPeriods:
-    """The billing periods of an account's subscriptions to plans. A free invoice (trial, full coupon) pays for none."""
-    invoices = await _invoices(transaction, account_id)
-    seen = (
-        await transaction.execute(
-            select(seen_period)
-            .join(customer, customer.c.customer_id == seen_period.c.customer_id)
-            .where(customer.c.account_id == account_id)
-        )
-    ).all()
-    ended = await transaction.execute(
-        select(subscription.c.subscription_id, subscription.c.ended_at)
-        .join(customer, customer.c.customer_id == subscription.c.customer_id)
-        .where(customer.c.account_id == account_id)
-    )
-    prices = await _prices_by_plan(transaction, _price_ids(invoices) | {row.price_id for row in seen}, plans)
-    periods: list[Period] = []
-    paid_plans: dict[tuple[str, datetime], str] = {}
-    for row in invoices:
-        payment = Payment(row.invoice_id, row.paid_at, row.amount_paid, _lines(row, prices))
-        plan = plan_paid_for(payment, plans)
-        if plan is None or not pays_for_a_period(row.amount_paid, row.total):
-            continue
-        for line, told in zip(payment.lines, row.lines, strict=True):
-            if not line.gives_back and plans.sold_by(line.price) is not None:
-                start, end = datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"])
-                periods.append(Period(row.subscription_id, start, end, paid=True))
-                paid_plans[row.subscription_id, start] = plan.id
-    periods += [
-        Period(row.subscription_id, row.starts_at, row.ends_at, paid=False)
-        for row in seen
-        if plans.sold_by(prices.get(row.price_id, Price(row.price_id))) is not None
-    ]
-    return KnownPeriods(tuple(periods), {row.subscription_id: row.ended_at for row in ended}, paid_plans)

@@ -215,15 +215,24 @@ def expired_minutes(grant_id: ColumnElement[str] | str) -> Select[int]:
 
 
 async def usable(transaction: Transaction, account_id: str, moment: datetime) -> Usable:
-    """What an account can use at a moment; nothing of a grant that is due, also where its sweep is late (rule 7)."""
-    row = (
-        await transaction.execute(
-            select(func.coalesce(func.sum(grant.c.remaining), 0), func.min(grant.c.expires_at)).where(
-                *open_grants(account_id, moment), grant.c.remaining > 0
-            )
-        )
-    ).one()
-    return Usable(int(row[0]), row[1])
+    """What an account can use at a moment; nothing of a grant that is due, also where its sweep is late (rule 7).
+
+    It takes as long with a hundred thousand grants as with one, but for those that end within this very hour.
+    """
+    [[now_usable]] = await database.at_once(transaction, (_USABLE, {"account": account_id, "moment": moment}))
+    return Usable(int(now_usable.minutes), now_usable.next_expiry)
+
+
+_USABLE = """
+SELECT (SELECT coalesce(sum(remaining), 0) FROM expiry_total
+        WHERE account_id = %(account)s AND hour > expiry_hour(%(moment)s))
+    + (SELECT coalesce(sum(remaining), 0) FROM grant_lot
+        WHERE account_id = %(account)s AND expired_at IS NULL AND voided_at IS NULL AND remaining > 0
+            AND expires_at > %(moment)s AND expires_at < expiry_hour(%(moment)s) + interval '1 hour') AS minutes,
+    (SELECT min(expires_at) FROM grant_lot
+        WHERE account_id = %(account)s AND expired_at IS NULL AND voided_at IS NULL AND remaining > 0
+            AND expires_at > %(moment)s) AS next_expiry
+"""
 
 
 async def lots(

@@ -2,18 +2,20 @@
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, or_, select
+from psycopg.sql import SQL, Identifier, Placeholder
+from sqlalchemy import Row, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database, grants, outbox, periods, reviews, signals
-from ledger.database import Transaction
+from ledger.database import Question, Transaction
 from ledger.happenings import What, happened
-from ledger.tables import account, customer, paid_period, referral, referral_event
+from ledger.periods import Told
+from ledger.tables import account, customer, paid_period, referral
 from program.cycles import bonus_expiry, expired
 from program.doubts import Doubt, holds, in_words, undecided
 from program.eligibility import (
@@ -24,7 +26,13 @@ from program.eligibility import (
     refusal_before_credit,
     refusal_of_signup,
 )
-from program.payments import Attention, QualifyingPayment, UnknownPriceError, first_paid_by, first_qualifying_payment
+from program.payments import (
+    Attention,
+    QualifyingPayment,
+    UnknownPriceError,
+    first_paid_by,
+    first_qualifying_payment,
+)
 from program.plans import Plans
 from program.referral import AttributionWindow, Role, Stage
 from program.signals import SignalPolicy
@@ -189,39 +197,57 @@ async def standing(transaction: Transaction, account_id: str) -> Reservation | N
     return _reservation(row) if row else None
 
 
-async def locked(transaction: Transaction, referral_id: str) -> Row[Any]:
-    """The referral, with both its accounts locked in the order of their ids.
+async def locked(transaction: Transaction, referral_id: str) -> Any:
+    """The referral, with both its accounts locked in the order of their ids; `now` is the ledger's clock after that.
 
     Raises:
         UnknownReferralError: no such referral has a signup.
     """
-    parties = (
-        await transaction.execute(
-            select(referral.c.referrer_id, referral.c.referee_id).where(referral.c.referral_id == referral_id)
-        )
-    ).first()
-    if parties is None:
+    _, found = await database.at_once(transaction, *_locking(referral_id))
+    return _the_one(found, referral_id)
+
+
+def _the_one(found: Sequence[Any], referral_id: str) -> Any:
+    if not found:
         raise UnknownReferralError(referral_id)
-    await accounts.lock(transaction, parties)
-    return (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
+    return found[0]
+
+
+# Both accounts exist: the row refers to them.
+_LOCK = """
+SELECT account_id, erased_at FROM account WHERE account_id IN (
+    SELECT unnest(ARRAY[referrer_id, referee_id]) FROM referral WHERE referral_id = %(referral)s)
+ORDER BY account_id FOR NO KEY UPDATE
+"""
+_LOCKED = "SELECT *, ledger_now() AS now FROM referral WHERE referral_id = %(referral)s"
+
+
+def _locking(referral_id: str) -> tuple[Question, Question]:
+    """Locks both accounts, and says which of them were erased; then reads the referral, and the clock."""
+    values = {"referral": referral_id}
+    return (_LOCK, values), (_LOCKED, values)
 
 
 async def move(
     transaction: Transaction, referral_id: str, stage: Stage, at: datetime, reason: str | None = None, **values: object
 ) -> None:
     """Take a referral, whose accounts are locked, to a stage, and write it into its story."""
-    nothing_to_decide: dict[str, Any] = {"needs_attention": None, "review_reasons": []}
-    await transaction.execute(
-        referral.update()
-        .where(referral.c.referral_id == referral_id)
-        .values(stage=stage, reason=reason, **nothing_to_decide | values)
-    )
-    event_id = await transaction.execute(
-        referral_event.insert()
-        .values(referral_id=referral_id, stage=stage, reason=reason, at=at)
-        .returning(referral_event.c.event_id)
-    )
-    await outbox.stage_reached(transaction, event_id.scalar_one(), referral_id, stage, at, reason)
+    [[event]] = await database.at_once(transaction, _moving(referral_id, stage, at, reason, **values))
+    await outbox.stage_reached(transaction, event.event_id, referral_id, stage, at, reason)
+
+
+def _moving(referral_id: str, stage: Stage, at: datetime, reason: str | None = None, **values: object) -> Question:
+    """Does so; gives the id of the story's entry."""
+    changes: dict[str, Any] = {"stage": stage, "reason": reason, "needs_attention": None, "review_reasons": []} | values
+    assignments = SQL(", ").join(SQL("{} = {}").format(Identifier(name), Placeholder(name)) for name in changes)
+    return _MOVE.format(assignments).as_string(), {"referral": referral_id, "at": at, **changes}
+
+
+_MOVE = SQL("""
+WITH moved AS (UPDATE referral SET {} WHERE referral_id = %(referral)s)
+INSERT INTO referral_event (referral_id, stage, reason, at) VALUES (%(referral)s, %(stage)s, %(reason)s, %(at)s)
+RETURNING event_id
+""")
 
 
 async def refuse_attributed(
@@ -240,36 +266,77 @@ async def refuse_attributed(
     return CreditResult(Stage.REFUSED, words)
 
 
-async def signup_as_known(transaction: Transaction, row: Row[Any]) -> Signup:
-    """What is known by now of a referral's signup."""
-    referrer, referee = row.referrer_id, row.referee_id
-    who = (
-        await transaction.execute(
-            select(account.c.created_at, account.c.erased_at).where(account.c.account_id == referee)
-        )
-    ).one()
-    elsewhere = await transaction.execute(
-        select(
-            exists().where(
-                referral.c.referee_id == referee,
-                referral.c.referral_id != row.referral_id,
-                referral.c.stage.in_([stage for stage in Stage if stage.attributed]),
-            )
-        )
+_SIGNUP = f"""
+SELECT who.created_at, who.erased_at,
+    EXISTS (SELECT FROM referral other WHERE other.referee_id = this.referee_id
+        AND other.referral_id <> this.referral_id AND other.stage = ANY(%(attributed)s)) AS elsewhere,
+    {accounts.share_identity("email", "this.referrer_id", "this.referee_id")} AS same_email,
+    {accounts.share_identity("customer", "this.referrer_id", "this.referee_id")} AS same_customer,
+    {accounts.known_before("email", "this.referee_id")} AS known_email,
+    {accounts.known_before("customer", "this.referee_id")} AS known_customer
+FROM referral this JOIN account who ON who.account_id = this.referee_id WHERE this.referral_id = %(referral)s
+"""  # noqa: S608 - of our own words
+
+
+def _asking(referral_id: str) -> tuple[Question, Question]:
+    """Asks for what Stripe told of both sides, and for what is known of the signup."""
+    attributed = [str(stage) for stage in Stage if stage.attributed]
+    return (
+        (periods.TOLD, {"accounts": None, "referral": referral_id}),
+        (_SIGNUP, {"referral": referral_id, "attributed": attributed}),
     )
-    payments = await periods.payments_of(transaction, referee)
+
+
+def _signup(row: Any, who: Any, told: Told) -> Signup:
     return Signup(
         created_at=who.created_at,
         clicked_at=row.clicked_at,
-        same_account=referrer == referee,
-        same_email=await accounts.share_identity(transaction, "email", referrer, referee),
-        same_customer=await accounts.share_identity(transaction, "customer", referrer, referee),
+        same_account=row.referrer_id == row.referee_id,
+        same_email=who.same_email,
+        same_customer=who.same_customer,
         erased=who.erased_at is not None,
-        already_referred=bool(elsewhere.scalar_one()),
-        known_email=await accounts.known_before(transaction, "email", referee),
-        known_customer=await accounts.known_before(transaction, "customer", referee),
-        first_paid_at=first_paid_by(payments),
+        already_referred=who.elsewhere,
+        known_email=who.known_email,
+        known_customer=who.known_customer,
+        first_paid_at=first_paid_by(told.payments(row.referee_id)),
     )
+
+
+async def signup_as_known(transaction: Transaction, row: Row[Any]) -> Signup:
+    """What is known by now of a referral's signup, with nothing locked."""
+    rows, [who] = await database.at_once(transaction, *_asking(row.referral_id))
+    return _signup(row, who, await periods.understood(transaction, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A referral with both its accounts locked, and all that decides about it.
+
+    Args:
+        row: the referral.
+        erased: when each of its accounts was erased, if it was.
+        told: what Stripe told of both sides.
+        signup: what is known of the signup.
+    """
+
+    row: Any
+    erased: Mapping[str, datetime | None]
+    told: Told
+    signup: Signup
+
+
+async def _see(transaction: Transaction, referral_id: str, plans: Plans | None = None) -> _Seen:
+    """Lock a referral's accounts, and read all about it in one journey; `plans` as in `periods.understood`.
+
+    Raises:
+        UnknownReferralError: no such referral has a signup.
+    """
+    parties, found, rows, known = await database.at_once(transaction, *_locking(referral_id), *_asking(referral_id))
+    row = _the_one(found, referral_id)
+    told = await periods.understood(transaction, rows, plans)
+    [who] = known
+    erased = {each.account_id: each.erased_at for each in parties}
+    return _Seen(row, erased, told, _signup(row, who, told))
 
 
 async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Refusal | None:
@@ -278,7 +345,7 @@ async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Re
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    return refusal_of_signup(await signup_as_known(transaction, await locked(transaction, referral_id)))
+    return refusal_of_signup((await _see(transaction, referral_id)).signup)
 
 
 async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:
@@ -287,26 +354,30 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
     Raises:
         UnknownReferralError: nothing is reserved under that id.
     """
-    row = await locked(transaction, referral_id)
-    at = await database.now(transaction)
-    if Stage(row.stage) is Stage.CLICKED:
-        signup = await signup_as_known(transaction, row)
-        stage, refusal = becomes_of_signup(signup, window_of(row))
-        if refusal is not None:
-            # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
-            await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
-            happened(transaction, What.REFUSED, reason=refusal)
-        elif stage is Stage.LAPSED:
-            await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
-        else:
-            await move(transaction, referral_id, Stage.SIGNED_UP, at, signed_up_at=at)
-            await transaction.execute(
-                account.update().where(account.c.account_id == row.referrer_id).values(invited=account.c.invited + 1)
-            )
-        row = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
-        happened(transaction, What.SIGNUP_DECIDED, outcome=row.stage)
-    paid = any(payment.amount_paid > 0 for payment in await periods.payments_of(transaction, row.referee_id))
-    return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
+    seen = await _see(transaction, referral_id)
+    row = seen.row
+    paid = any(payment.amount_paid > 0 for payment in seen.told.payments(row.referee_id))
+    if Stage(row.stage) is not Stage.CLICKED:
+        return AttributionResult(Stage(row.stage), row.reason, row.signed_up_at, paid)
+    at = row.now
+    stage, refusal = becomes_of_signup(seen.signup, window_of(row))
+    happened(transaction, What.SIGNUP_DECIDED, outcome=stage)
+    if refusal is not None:
+        # The friend did sign up: the referrer sees that, and why it brings nothing (rule 22).
+        await move(transaction, referral_id, Stage.REFUSED, at, refusal.words, refusal=refusal, signed_up_at=at)
+        happened(transaction, What.REFUSED, reason=refusal)
+        return AttributionResult(Stage.REFUSED, refusal.words, at, paid)
+    if stage is Stage.LAPSED:
+        await move(transaction, referral_id, Stage.LAPSED, at, LAPSED_WORDS)
+        return AttributionResult(Stage.LAPSED, LAPSED_WORDS, None, paid)
+    *_, new = await database.at_once(
+        transaction,
+        _moving(referral_id, Stage.SIGNED_UP, at, signed_up_at=at),
+        ("UPDATE account SET invited = invited + 1 WHERE account_id = %(whose)s", {"whose": row.referrer_id}),
+        outbox.writing(outbox.signed_up(row, at)),
+    )
+    outbox.announce(transaction, new)
+    return AttributionResult(Stage.SIGNED_UP, None, at, paid)
 
 
 async def lapse(transaction: Transaction, referral_id: str) -> Stage:
@@ -321,7 +392,7 @@ async def lapse(transaction: Transaction, referral_id: str) -> Stage:
     row = await locked(transaction, referral_id)
     if Stage(row.stage) is not Stage.CLICKED:
         return Stage(row.stage)
-    await move(transaction, referral_id, Stage.LAPSED, await database.now(transaction), LAPSED_WORDS)
+    await move(transaction, referral_id, Stage.LAPSED, row.now, LAPSED_WORDS)
     happened(transaction, What.SIGNUP_DECIDED, outcome=Stage.LAPSED)
     return Stage.LAPSED
 
@@ -336,39 +407,52 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, 
         UnknownReferralError: nothing is reserved under that id.
         CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
     """
-    row = await locked(transaction, referral_id)
-    if Stage(row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
-        return await result_of(transaction, row)
-    return await credit_attributed(transaction, row, await database.now(transaction), plans, policy)
+    seen = await _see(transaction, referral_id, plans)
+    if Stage(seen.row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
+        return await result_of(transaction, seen.row)
+    return await _credit_seen(transaction, seen, seen.row.now, plans, policy)
 
 
-async def credit_attributed(
+async def approve(
     transaction: Transaction,
-    row: Row[Any],
+    referral_id: str,
+    at: datetime,
+    plans: Plans,
+    policy: SignalPolicy,
+    approved: frozenset[Doubt],
+) -> CreditResult:
+    """Credit a referral that is held, whose accounts are locked, unless something else is in the way (rule 19).
+
+    Args:
+        transaction: within which.
+        referral_id: the referral, in review.
+        at: now, by the ledger's clock, UTC.
+        plans: the plans on sale.
+        policy: the signs that are turned on.
+        approved: what an operator has just approved of.
+
+    Raises:
+        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
+    """
+    return await _credit_seen(transaction, await _see(transaction, referral_id, plans), at, plans, policy, approved)
+
+
+async def _credit_seen(
+    transaction: Transaction,
+    seen: _Seen,
     at: datetime,
     plans: Plans,
     policy: SignalPolicy,
     approved: frozenset[Doubt] = frozenset(),
 ) -> CreditResult:
-    """Credit an attributed referral, whose accounts are locked, unless something is in the way.
-
-    Args:
-        transaction: within which.
-        row: the referral, signed up or in review.
-        at: now, by the ledger's clock, UTC.
-        plans: the plans on sale.
-        policy: the signs that are turned on.
-        approved: what an operator has just approved of; without it, one in review stays there.
-
-    Raises:
-        CardCheckNeededError: cards are compared, and those of this payment have not been yet (rule 19).
-    """
-    refusal = refusal_before_credit(await signup_as_known(transaction, row))
+    """Credit an attributed referral, unless something is in the way; one in review needs approval."""
+    row, payments = seen.row, seen.told.payments(seen.row.referee_id)
+    refusal = refusal_before_credit(seen.signup)
     if refusal is not None:
         return await refuse_attributed(transaction, row, refusal, at)
     held_already = Stage(row.stage) is Stage.IN_REVIEW and not approved
     try:
-        qualifying = first_qualifying_payment(await periods.payments_of(transaction, row.referee_id), plans)
+        qualifying = first_qualifying_payment(payments, plans)
     except UnknownPriceError as error:
         if held_already:
             return await result_of(transaction, row)
@@ -382,29 +466,34 @@ async def credit_attributed(
         found = undecided(found, await reviews.approvals(transaction, row, approved), invoice)
     if held_already or holds(found):
         return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
-    return await _credit(transaction, row, at, plans, qualifying, sorted(finding.doubt for finding in found))
+    return await _credit(transaction, seen, at, plans, qualifying, sorted(finding.doubt for finding in found))
 
 
 async def _credit(
     transaction: Transaction,
-    row: Row[Any],
+    seen: _Seen,
     at: datetime,
     plans: Plans,
     qualifying: QualifyingPayment,
     marks: Sequence[Doubt],
 ) -> CreditResult:
-    plan = qualifying.plan
-    expires_at: dict[Role, datetime] = {}
-    for role, account_id in ((Role.REFERRER, row.referrer_id), (Role.REFEREE, row.referee_id)):
-        known = await periods.of_account(transaction, account_id, plans)
-        expires_at[role] = bonus_expiry(at, known.periods)
-        side = grants.Side(row.referral_id, role, account_id)
-        await grants.credit(transaction, side, plan.bonus, at, expires_at[role])
-    await transaction.execute(
-        account.update().where(account.c.account_id == row.referrer_id).values(subscribed=account.c.subscribed + 1)
-    )
-    await move(
-        transaction,
+    row, plan = seen.row, qualifying.plan
+    sides = ((Role.REFEREE, row.referee_id), (Role.REFERRER, row.referrer_id))
+    expires_at = {role: bonus_expiry(at, seen.told.periods(account_id, plans).periods) for role, account_id in sides}
+    lots = [
+        outbox.Credited(
+            grant_id=grants.lot_id(row.referral_id, role),
+            account_id=account_id,
+            role=role,
+            plan=plan.id,
+            minutes=plan.bonus,
+            remaining=plan.bonus,
+            expires_at=expires_at[role],
+            erased_at=seen.erased[account_id],
+        )
+        for role, account_id in sides
+    ]
+    stage = _moving(
         row.referral_id,
         Stage.CREDITED,
         at,
@@ -412,9 +501,16 @@ async def _credit(
         bonus_minutes=plan.bonus,
         qualifying_invoice=qualifying.payment.invoice,
         credited_at=at,
-        review_reasons=list(marks),
+        review_reasons=[str(mark) for mark in marks],
     )
+    messages = outbox.bonuses_credited(lots, row, at)
+    *_, new = await database.at_once(
+        transaction, grants.credit_both(row, plan.bonus, at, expires_at), stage, outbox.writing(messages)
+    )
+    outbox.announce(transaction, new)
     happened(transaction, What.CREDITED, plan=plan.id)
+    for role, _ in sides:
+        happened(transaction, What.MINUTES_CREDITED, plan.bonus, role=role)
     for doubt in marks:
         happened(transaction, What.MARKED, reason=doubt)
     if not row.review_reasons:
@@ -509,7 +605,7 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
         UnknownReferralError: nothing is reserved under that id.
     """
     row = await locked(transaction, referral_id)
-    at = await database.now(transaction)
+    at = row.now
     expired_minutes: dict[Role, int] = {}
     voided_minutes: dict[Role, int] = {}
     still_open: dict[Role, tuple[datetime, timedelta]] = {}
@@ -535,16 +631,6 @@ async def expire(transaction: Transaction, referral_id: str, plans: Plans) -> Ex
     return ExpiryResult(stage, expired_minutes, voided_minutes, still_open)
 
 
-async def awaiting_payment(transaction: Transaction, account_id: str) -> list[OpenReferral]:
-    """The referrals of a referee, whose account is locked, that a payment could still bring a bonus."""
-    rows = await transaction.execute(
-        select(referral).where(
-            and_(
-                referral.c.referee_id == account_id,
-                referral.c.stage.in_([stage for stage in Stage if stage.awaits_payment]),
-            )
-        )
-    )
-    return [
-        OpenReferral(row.referral_id, row.referrer_id, row.referee_id, window_of(row), Stage(row.stage)) for row in rows
-    ]
+def open_referral(row: Any) -> OpenReferral:
+    """A referral that a payment could still bring a bonus, from its row."""
+    return OpenReferral(row.referral_id, row.referrer_id, row.referee_id, window_of(row), Stage(row.stage))

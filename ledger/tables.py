@@ -389,6 +389,15 @@ month_total = Table(
 )
 """What each month, by its first day (UTC), brought an account (rule 12); kept by triggers."""
 
+expiry_total = Table(
+    "expiry_total",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("hour", _TIME, primary_key=True),
+    Column("remaining", BigInteger),
+)
+"""What is left of an account's bonuses by the hour (UTC) in which they end (rule 7); kept by triggers."""
+
 dashboard_version = Table(
     "dashboard_version",
     metadata,

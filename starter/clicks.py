@@ -58,7 +58,7 @@ async def follow_link(
     if who is Visitor.PREFETCH:
         services.metrics.clicks.labels("prefetch").inc()
         return Response(status_code=503, headers=_NO_STORE)
-    async with services.database.transaction() as transaction:
+    async with services.database.statement() as transaction:
         # The one character that PostgreSQL cannot even look for.
         link = None if "\0" in code else await accounts.link_with_code(transaction, code)
     if link is None or link.erased:
@@ -82,7 +82,7 @@ async def follow_link(
         return _redirect(services, repeated)
     await _start(services, fresh, link.account_id)
     try:
-        async with services.database.transaction() as transaction:
+        async with services.database.statement() as transaction:
             await queries.count_click(transaction, link.code, fresh.channel, now.date())
     except SQLAlchemyError as error:
         # The referral has begun, and nobody is held up for a number.

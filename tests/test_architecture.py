@@ -18,7 +18,10 @@ from runtime.settings import PROJECT
 
 LINTER = Path(sys.executable).parent / "lint-imports"
 PYPROJECT = PROJECT / "pyproject.toml"
-PACKAGES = sorted(init.parent.name for init in PROJECT.glob("[a-z]*/__init__.py") if init.parent.name != "tests")
+BESIDE_THE_PROGRAM = {"bench", "tests"}
+"""They put the program together for their own ends, and nothing of it knows them."""
+
+PACKAGES = sorted({init.parent.name for init in PROJECT.glob("[a-z]*/__init__.py")} - BESIDE_THE_PROGRAM)
 
 BREACHES = {
     "arrows": ("runtime/logs.py", "import ledger.tables"),
@@ -81,6 +84,11 @@ def test_every_package_is_under_contract() -> None:
     assert sorted({package.partition(".")[0] for package in installed}) == PACKAGES
     assert configured["setuptools"]["py-modules"] == ["worker"]
     assert all((PROJECT / package.replace(".", "/") / "__init__.py").is_file() for package in installed)
+
+
+def test_nothing_of_the_program_knows_its_tests_or_its_bench() -> None:
+    known = {each for each in imports() if each.imported.partition(".")[0] in BESIDE_THE_PROGRAM}
+    assert known == set()
 
 
 @dataclass(frozen=True)
@@ -318,7 +326,7 @@ def test_what_is_done_on_import_is_noticed(tmp_path: Path) -> None:
 
 def own_files() -> list[Path]:
     """Every text file of the project: not what is hidden, built or installed."""
-    folders = [*PACKAGES, "tests", "docs", "deploy", "requirements", ".ci"]
+    folders = [*PACKAGES, *sorted(BESIDE_THE_PROGRAM), "docs", "deploy", "requirements", ".ci"]
     found = [path for path in PROJECT.iterdir() if path.is_file() and not path.name.startswith(".")]
     for folder in folders:
         found += [path for path in (PROJECT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]

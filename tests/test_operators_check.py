@@ -34,7 +34,7 @@ DAMAGE: dict[str, tuple[str, set[str]]] = {
     "both-sides-credited": (
         "DELETE FROM entry WHERE grant_id = :credited || '-referrer';"
         "DELETE FROM grant_lot WHERE grant_id = :credited || '-referrer'",
-        {"earned-is-counted"},
+        {"earned-is-counted", "left-is-counted"},
     ),
     "both-sides-equal": (
         "UPDATE grant_lot SET credited_at = credited_at - interval '1 minute' WHERE grant_id = :credited || '-referee'",
@@ -59,18 +59,18 @@ DAMAGE: dict[str, tuple[str, set[str]]] = {
     ),
     "balance-is-the-journal": (
         "UPDATE grant_lot SET remaining = remaining - 1 WHERE grant_id = :credited || '-referee'",
-        set(),
+        {"left-is-counted"},
     ),
     "journal-is-whole": (
         "UPDATE entry SET delta = delta - 1 WHERE kind = 'credit' AND grant_id = :credited || '-referee';"
         "UPDATE grant_lot SET remaining = remaining - 1 WHERE grant_id = :credited || '-referee'",
-        set(),
+        {"left-is-counted"},
     ),
     "over-is-empty": (
         "UPDATE grant_lot SET voided_at = ledger_now(), remaining = 0 WHERE grant_id = :credited || '-referee';"
         "INSERT INTO entry (grant_id, account_id, kind, delta, operation_key, at) SELECT grant_id, account_id,"
         " 'expiry', -70, 'expiry', ledger_now() FROM grant_lot WHERE grant_id = :credited || '-referee'",
-        set(),
+        {"left-is-counted"},
     ),
     "nothing-spent-after-the-end": (
         "UPDATE operation SET at = (SELECT max(expires_at) FROM grant_lot)",
@@ -78,7 +78,7 @@ DAMAGE: dict[str, tuple[str, set[str]]] = {
     ),
     "expiry-in-bounds": (
         "UPDATE grant_lot SET expires_at = credited_at + interval '32 days' WHERE grant_id = :credited || '-referee'",
-        set(),
+        {"left-is-counted"},
     ),
     "uses-add-up": ("UPDATE operation SET from_bonus = from_bonus - 1", set()),
     "stage-is-in-the-story": (
@@ -89,6 +89,7 @@ DAMAGE: dict[str, tuple[str, set[str]]] = {
     "invited-is-counted": ("UPDATE account SET invited = invited + 1 WHERE account_id = :referrer", set()),
     "subscribed-is-counted": ("UPDATE account SET subscribed = 0 WHERE account_id = :referrer", set()),
     "earned-is-counted": ("UPDATE account SET minutes_earned = 1 WHERE account_id = :friend", set()),
+    "left-is-counted": ("UPDATE expiry_total SET remaining = remaining + 1 WHERE account_id = :friend", set()),
     "signups-decided": (
         "UPDATE referral SET reserved_at = ledger_now() - interval '20 minutes' WHERE stage = 'clicked'",
         set(),
@@ -105,7 +106,7 @@ DAMAGE: dict[str, tuple[str, set[str]]] = {
         "UPDATE grant_lot SET credited_at = (SELECT credited_at FROM referral WHERE referral_id = :credited)"
         " WHERE referral_id = :credited;"
         "UPDATE operation SET at = at - interval '1 day'",
-        set(),
+        {"left-is-counted"},
     ),
     "messages-on-their-way": (
         "INSERT INTO delivery SELECT message_id, 'crm', 'delivered', NULL, ledger_now() FROM outbox LIMIT 1;"
