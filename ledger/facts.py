@@ -424,7 +424,7 @@ def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
 
 
 # One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
-# Whatever the order, the earliest time and the greatest of the rest stay; `told_at` is of whoever told it first.
+# Whatever the order, the earliest times and the greatest of the rest stay.
 _PERIOD_PAID = """
 INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
 SELECT %(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
@@ -432,10 +432,11 @@ SELECT %(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amou
 WHERE {}
 ON CONFLICT (invoice_id) DO UPDATE SET paid_at = least(known.paid_at, excluded.paid_at),
     amount_paid = greatest(known.amount_paid, excluded.amount_paid), total = greatest(known.total, excluded.total),
-    lines = greatest(known.lines, excluded.lines)
-WHERE (known.paid_at, known.amount_paid, known.total, known.lines) IS DISTINCT FROM (
+    lines = greatest(known.lines, excluded.lines), told_at = least(known.told_at, excluded.told_at)
+WHERE (known.paid_at, known.amount_paid, known.total, known.lines, known.told_at) IS DISTINCT FROM (
     least(known.paid_at, excluded.paid_at), greatest(known.amount_paid, excluded.amount_paid),
-    greatest(known.total, excluded.total), greatest(known.lines, excluded.lines))
+    greatest(known.total, excluded.total), greatest(known.lines, excluded.lines),
+    least(known.told_at, excluded.told_at))
 """
 _PERIOD_SEEN = """
 INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
