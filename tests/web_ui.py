@@ -313,7 +313,10 @@ async def a_run_that_is_stuck(scene: Scene) -> str:
 @shows
 async def ended_from_outside(scene: Scene) -> str:
     referral_id, *_ = await scene.referred()
-    await scene.world.handle(referral_id).terminate("ended by mistake")
+    run = scene.world.handle(referral_id)
+    # Not before its stage is on record: what the ledger knows already, the run may be about to write down.
+    await until(run.describe, lambda seen: seen.typed_search_attributes.get(messages.REFERRAL_STAGE) == "signed_up")
+    await run.terminate("ended by mistake")
     return workflow_id(referral_id)
 
 
