@@ -244,6 +244,8 @@ async def main() -> None:
         stack.push_async_callback(upkeep_database.close)
         if traced:
             traced.watch_database(database.engine, upkeep_database.engine)
+            for each in (database, upkeep_database):
+                each.watch_journeys(traced.journey)
             stack.push_async_callback(traced.close)
         if stripe:
             stack.push_async_callback(stripe.close)

@@ -2,7 +2,7 @@
 
 import select
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ Transaction = AsyncConnection
 
 _WRITTEN = "referrals_written_messages"
 _NOTED = "referrals_noted_happenings"
+_AROUND = "referrals_around_a_journey"
 
 
 class TransactionFailedError(Exception):
@@ -69,6 +70,16 @@ class Database:
     def engine(self) -> Engine:
         """What the connections come from, for whoever watches them."""
         return self._engine.sync_engine
+
+    def watch_journeys(self, around: Callable[[Sequence[str]], AbstractContextManager[object]]) -> None:
+        """Have what is sent together be watched: SQLAlchemy, which others watch, does not see it.
+
+        Args:
+            around: is entered with the statements, without their values, before they are sent, and left when all are
+                answered.
+        """
+        for engine in (self._engine, self._singles, self._snapshots):
+            engine.sync_engine.update_execution_options(**{_AROUND: around})
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
@@ -161,17 +172,28 @@ async def at_once(transaction: Transaction, *questions: Question) -> list[list[A
     connection = (await transaction.get_raw_connection()).driver_connection
     if connection is None:
         raise RuntimeError("the transaction has no connection")
+    options = transaction.sync_connection.get_execution_options() if transaction.sync_connection else {}
+    around = options.get(_AROUND, _unwatched)
     try:
-        async with connection.pipeline():
-            cursors = [connection.cursor(row_factory=namedtuple_row) for _ in questions]
-            for cursor, (statement, values) in zip(cursors, questions, strict=True):
-                await cursor.execute(statement, values)
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        with around([statement for statement, _ in questions]):
+            return await _sent(connection, questions)
     except psycopg.Error as error:
         # As the driver's errors come from everywhere else, and no more of them is told (rule 24).
         raise DBAPIError.instance(
             None, None, error, psycopg.Error, hide_parameters=True, dialect=transaction.dialect
         ) from error
+
+
+async def _sent(connection: Any, questions: Sequence[Question]) -> list[list[Any]]:
+    async with connection.pipeline():
+        cursors = [connection.cursor(row_factory=namedtuple_row) for _ in questions]
+        for cursor, (statement, values) in zip(cursors, questions, strict=True):
+            await cursor.execute(statement, values)
+    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def locking(name: str) -> Question:

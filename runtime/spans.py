@@ -10,7 +10,8 @@ Why so, and not as the plugin of Temporal's SDK has it: docs/decisions/0014-trac
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -95,7 +96,8 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(Discreet(OTLPSpanExporter())))
         # The one place from which the instrumentation of requests takes how to go on with a trace.
         propagate.set_global_textmap(NoForeignTraces())
-        self.interceptor = FollowingInterceptor(self._provider.get_tracer("kallyai-referrals"))
+        self._tracer = self._provider.get_tracer("kallyai-referrals")
+        self.interceptor = FollowingInterceptor(self._tracer)
 
     def watch_database(self, *engines: object) -> None:
         """Trace what is asked of PostgreSQL through these engines of SQLAlchemy: all of the program's at once."""
@@ -106,6 +108,16 @@ class Tracing:
             # It names SQLAlchemy before 2.1 alone; the tests hold that it does its work with ours.
             skip_dep_check=True,
         )
+
+    @contextmanager
+    def journey(self, statements: Sequence[str]) -> Iterator[None]:
+        """One journey to PostgreSQL with several statements, which no engine of SQLAlchemy sees."""
+        texts = [" ".join(statement.split()) for statement in statements]
+        attributes = {"db.system.name": "postgresql", "db.query.text": "; ".join(texts)}
+        with self._tracer.start_as_current_span(
+            f"{len(texts)} statements", kind=SpanKind.CLIENT, attributes=attributes, record_exception=False
+        ):
+            yield
 
     def watch_app(self, app: Any) -> None:
         """Trace the requests to a FastAPI app, by their routes."""

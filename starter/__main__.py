@@ -7,6 +7,7 @@ from dataclasses import replace
 import structlog
 import uvicorn
 
+from ledger.database import Database
 from program.plans import PlansError
 from runtime.logs import configure_logs
 from runtime.settings import SettingsError, StarterSettings
@@ -32,7 +33,9 @@ async def main() -> None:
     app = create_app(settings, client)
     if traced:
         traced.watch_app(app)
-        traced.watch_database(app.state.services.database.engine)
+        database: Database = app.state.services.database
+        traced.watch_database(database.engine)
+        database.watch_journeys(traced.journey)
     patience = Patience()
     patience = replace(
         patience,

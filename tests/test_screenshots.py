@@ -16,7 +16,7 @@ def test_every_picture_is_shown_somewhere() -> None:
     shown = {
         (document.parent / path).resolve()
         for document in documents
-        for path in re.findall(r"[\w./-]+\.png", document.read_text())
+        for path in re.findall(r"[\w./-]+\.(?:png|svg)", document.read_text())
     }
     assert {path for path in shown if path.parent == FOLDER.resolve()} == {file.resolve() for file in FOLDER.iterdir()}
 
