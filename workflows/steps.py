@@ -12,9 +12,6 @@ with workflow.unsafe.imports_passed_through():
 
 Answer = TypeVar("Answer")
 
-FAILING_IS_SHOWN = "a-failing-step-is-shown"
-"""The gate: runs that had a failing step before this was shown go on as they were recorded."""
-
 
 async def perform(
     step: Callable[[Any, Any], Coroutine[Any, Any, Answer]],
@@ -51,8 +48,6 @@ async def _visibly(
     under_way: Coroutine[Any, Any, Answer] = workflow.execute_activity_method(
         step, about, summary=summary, **policies.VISIBLE_STEP
     )
-    if not workflow.patched(FAILING_IS_SHOWN):
-        return await under_way
     shown = False
 
     async def show_late() -> None:
