@@ -243,6 +243,18 @@ async def test_rule_3_each_plan_has_its_bonus(whole_program: Starter, plan: str,
     assert (await whole_program.referral(referral_id))["plan"] == plan
 
 
+async def test_rule_9_an_invoice_alone_moves_the_end_of_an_open_bonus(whole_program: Starter) -> None:
+    """It names no price and nobody who waits for a bonus, and yet it concerns one."""
+    _, fred, referral_id = await referred(whole_program)
+    now = datetime.now(UTC)
+    await deliver(whole_program, *paid(fred, now, now + timedelta(days=10)))
+    await whole_program.reaches(referral_id, "credited")
+    later = (now + timedelta(days=20)).replace(microsecond=0)
+    await deliver(whole_program, invoice_paid(fred.customer_id, fred.subscription_id, now, later))
+    shown = await whole_program.referral(referral_id)
+    assert datetime.fromisoformat(shown["expires_at"]["referee"]) == later
+
+
 async def test_rule_11_the_same_events_again_and_further_payments_credit_nothing_more(whole_program: Starter) -> None:
     rita, fred, referral_id = await referred(whole_program)
     now = datetime.now(UTC)
