@@ -30,6 +30,9 @@ CONNECTIONS = "300"
 
 READY_SECONDS = 60.0
 
+CLICKS_OF_ONE_ADDRESS = "100000000/minute"
+"""All visitors come from one address here: their clicks are counted as ever, and never too many."""
+
 
 class Process:
     """A running program."""
@@ -186,9 +189,14 @@ class Servers:
             process.wait_until(lambda: polls(port))
         return process
 
+    @property
+    def starter_environment(self) -> dict[str, str]:
+        """For `python -m starter` and what is compared with it."""
+        return self.environments.starter | {"REFERRALS_LIMIT_CLICKS": CLICKS_OF_ONE_ADDRESS}
+
     def start_starter(self) -> Process:
         """The HTTP side as it is deployed."""
-        process = self.start("starter", ["-m", "starter"], self.environments.starter)
+        process = self.start("starter", ["-m", "starter"], self.starter_environment)
         process.wait_until(lambda: ready(self.configuration.port))
         return process
 

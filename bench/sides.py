@@ -128,7 +128,7 @@ class Sides:
     def _dbos(self, port: int) -> dict[str, str]:
         servers = self.servers
         return {
-            **servers.environments.starter,
+            **servers.starter_environment,
             "REFERRALS_PORT": str(port),
             "REFERRALS_DATABASE_URL": f"{servers.postgres.app_url.rpartition('/')[0]}/{ON_DBOS}",
             SYSTEM_DATABASE: f"{servers.database_url(owner=True).rpartition('/')[0]}/{ON_DBOS}",

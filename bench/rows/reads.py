@@ -107,7 +107,7 @@ async def _steps(of: Ledger) -> AsyncIterator[LedgerActivities]:
 async def _starter(sides: Sides, of: Ledger) -> AsyncIterator[Program]:
     servers, port = sides.servers, free_port()
     url = of.app_url.replace("+psycopg", "")
-    environment = servers.environments.starter | {"REFERRALS_PORT": str(port), "REFERRALS_DATABASE_URL": url}
+    environment = servers.starter_environment | {"REFERRALS_PORT": str(port), "REFERRALS_DATABASE_URL": url}
     process = servers.start(f"starter of {of.name}", ["-m", "starter"], environment)
     process.wait_until(lambda: ready(port))
     credentials = servers.configuration.credentials

@@ -18,7 +18,7 @@ async def measure(sides: Sides) -> list[Measured]:
     """Deliver as many events to both in turn: payments of customers that nobody has reported."""
     servers, number = sides.servers, sides.sizes.events
     port = free_port()
-    environment = servers.environments.starter | {"REFERRALS_PORT": str(port)}
+    environment = servers.starter_environment | {"REFERRALS_PORT": str(port)}
     process = servers.start("starter with noop", ["-m", "bench.noop"], environment)
     process.wait_until(lambda: ready(port))
     credentials = servers.configuration.credentials
