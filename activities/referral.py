@@ -52,7 +52,7 @@ class LedgerActivities(ReferralActivities):
     async def attribute_signup(self, referral_id: str) -> Attribution:
         """Decide whether the reserved signup counts (rules 10, 15 and 18)."""
         async with self._database.discreet_transaction() as transaction:
-            result = await referrals.attribute(transaction, referral_id)
+            result = await referrals.attribute(transaction, referral_id, last=True)
         _log("signup looked at", referral_id, stage=result.stage, payment_known=result.payment_known)
         # A run that begins anew (a reset, an id taken again) finds the ledger ahead of it, and catches up step by step.
         stage = Stage.SIGNED_UP if result.stage.attributed else result.stage
@@ -63,7 +63,7 @@ class LedgerActivities(ReferralActivities):
     async def credit_both(self, referral_id: str) -> Credit:
         """Credit both sides, or say why not (yet) (rules 3 to 8)."""
         result = await self._with_cards_compared(
-            lambda transaction: referrals.credit_both(transaction, referral_id, self._plans, self._policy)
+            lambda transaction: referrals.credit_both(transaction, referral_id, self._plans, self._policy, last=True)
         )
         _log("payment looked at", referral_id, stage=result.stage, plan=result.plan, minutes=result.minutes)
         return _credit(result)

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from bench.bare_side import BareSide
 from bench.figures import ROUNDS
@@ -14,6 +13,7 @@ from bench.program import Program
 from bench.servers import Process, Servers, ready
 from devstack.ports import free_port
 from ledger.migrate import migrate
+from workflows.payloads import DATA_CONVERTER
 
 ON_DBOS = "referrals_on_dbos"
 """The database of the other engine's side: its own tables, and a ledger of its own."""
@@ -144,7 +144,7 @@ async def sides(servers: Servers, sizes: Sizes, say: Callable[[str], None]) -> A
     plain = await Client.connect(servers.temporal_address)
     bare = BareSide(servers, plain)
     bare.start_worker()
-    client = await Client.connect(servers.temporal_address, data_converter=pydantic_data_converter)
+    client = await Client.connect(servers.temporal_address, data_converter=DATA_CONVERTER)
     credentials = servers.configuration.credentials
     with servers.connect() as books:
         program = Program([servers.configuration.port], credentials.api_key, credentials.stripe_webhook_secret, books)

@@ -13,11 +13,11 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from workflows.client import ReferralRuns
 from workflows.messages import SEARCH_ATTRIBUTES, ReferralStart
+from workflows.payloads import DATA_CONVERTER
 
 CLICKS = 2000
 AT_ONCE = 8
@@ -36,7 +36,7 @@ async def main(clicks: int) -> None:
             dev_server_extra_args=["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=OFF"],
             dev_server_log_level="error",
             search_attributes=SEARCH_ATTRIBUTES,
-            data_converter=pydantic_data_converter,
+            data_converter=DATA_CONVERTER,
         )
         async with server:
             runs = ReferralRuns(server.client, "referrals", timeout=timedelta(seconds=60))

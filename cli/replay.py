@@ -9,7 +9,6 @@ from pathlib import Path
 from google.protobuf.json_format import ParseError
 from rich.console import Console
 from temporalio.client import Client, WorkflowExecution, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
@@ -17,6 +16,7 @@ from temporalio.workflow import NondeterminismError
 
 from cli.answers import first_line, row, table
 from workflows.messages import REFERRAL_STAGE, WORKFLOW
+from workflows.payloads import DATA_CONVERTER
 from workflows.registry import REFERRALS, UPKEEP, workflow_runner
 
 
@@ -163,7 +163,7 @@ async def replay_file(file: Path) -> str | None:
         ValueError: it is no history.
     """
     history = await asyncio.to_thread(_read, file)
-    replayer = _replayer(pydantic_data_converter)
+    replayer = _replayer(DATA_CONVERTER)
     failure = (await replayer.replay_workflow(history, raise_on_replay_failure=False)).replay_failure
     return None if failure is None else first_line(failure)
 

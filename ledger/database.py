@@ -47,14 +47,15 @@ class Database:
         Args:
             url: `postgresql+psycopg://…`, as the application's role.
             offset: by how much the ledger's clock is moved in each transaction, for tests with a time of their own.
-            pool_size: how many connections are kept; as many again are opened under load.
+            pool_size: how many connections are needed at once as a rule. Twice as many are opened under load, and kept:
+                one that is opened for a moment costs both sides more than all that is asked on it.
             announce: is given the ids of the messages in the outbox that a transaction wrote, once it is committed.
             count: is given what a transaction did, once it is committed.
         """
         self._engine: AsyncEngine = create_async_engine(
             url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
+            pool_size=2 * pool_size,
+            max_overflow=0,
             pool_timeout=10,
             hide_parameters=True,
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
@@ -156,12 +157,18 @@ Question = tuple[str, Mapping[str, Any]]
 """A statement in psycopg's own words, `%(name)s` for a value, and its values."""
 
 
-async def at_once(transaction: Transaction, *questions: Question) -> list[list[Any]]:
+async def at_once(transaction: Transaction, *questions: Question, commit: bool = False) -> list[list[Any]]:
     """Several statements in one journey to the database and back, carried out in their order, each after the other.
 
     A statement costs the program about half a millisecond to compose, to send and to wait for, whatever it does; one of
     several that are sent together a tenth of it. So this is for the few transactions that everything waits for: the
     others are better off with statements that are composed of the tables' names.
+
+    Args:
+        transaction: within which.
+        questions: the statements.
+        commit: commit the transaction in the same journey, where all of them succeed. It is over then: nothing is to be
+            asked in it afterwards.
 
     Returns:
         The rows of each statement, by the names of their columns; none of one that gives no rows.
@@ -176,7 +183,7 @@ async def at_once(transaction: Transaction, *questions: Question) -> list[list[A
     around = options.get(_AROUND, _unwatched)
     try:
         with around([statement for statement, _ in questions]):
-            return await _sent(connection, questions)
+            return await _sent(connection, questions, commit=commit)
     except psycopg.Error as error:
         # As the driver's errors come from everywhere else, and no more of them is told (rule 24).
         raise DBAPIError.instance(
@@ -184,11 +191,15 @@ async def at_once(transaction: Transaction, *questions: Question) -> list[list[A
         ) from error
 
 
-async def _sent(connection: Any, questions: Sequence[Question]) -> list[list[Any]]:
+async def _sent(connection: Any, questions: Sequence[Question], *, commit: bool) -> list[list[Any]]:
     async with connection.pipeline():
         cursors = [connection.cursor(row_factory=namedtuple_row) for _ in questions]
         for cursor, (statement, values) in zip(cursors, questions, strict=True):
             await cursor.execute(statement, values)
+        if commit:
+            # The server passes over it where a statement before it failed. The driver sees that the transaction is
+            # over, and sends no other one.
+            await connection.execute("COMMIT", prepare=False)
     return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
 

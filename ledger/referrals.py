@@ -15,7 +15,7 @@ from ledger import accounts, database, grants, outbox, periods, reviews, signals
 from ledger.database import Question, Transaction
 from ledger.happenings import What, happened
 from ledger.periods import Told
-from ledger.tables import account, customer, paid_period, referral
+from ledger.tables import account, referral
 from program.cycles import bonus_expiry, expired
 from program.doubts import Doubt, holds, in_words, undecided
 from program.eligibility import (
@@ -348,8 +348,13 @@ async def refusal_as_it_stands(transaction: Transaction, referral_id: str) -> Re
     return refusal_of_signup((await _see(transaction, referral_id)).signup)
 
 
-async def attribute(transaction: Transaction, referral_id: str) -> AttributionResult:
+async def attribute(transaction: Transaction, referral_id: str, *, last: bool = False) -> AttributionResult:
     """Decide whether the reserved signup counts (rules 10, 15 and 18); decided once, it stays so.
+
+    Args:
+        transaction: within which.
+        referral_id: whose signup.
+        last: nothing is asked in the transaction afterwards, so that it may be committed together with what is written.
 
     Raises:
         UnknownReferralError: nothing is reserved under that id.
@@ -375,6 +380,7 @@ async def attribute(transaction: Transaction, referral_id: str) -> AttributionRe
         _moving(referral_id, Stage.SIGNED_UP, at, signed_up_at=at),
         ("UPDATE account SET invited = invited + 1 WHERE account_id = %(whose)s", {"whose": row.referrer_id}),
         outbox.writing(outbox.signed_up(row, at)),
+        commit=last,
     )
     outbox.announce(transaction, new)
     return AttributionResult(Stage.SIGNED_UP, None, at, paid)
@@ -397,11 +403,20 @@ async def lapse(transaction: Transaction, referral_id: str) -> Stage:
     return Stage.LAPSED
 
 
-async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, policy: SignalPolicy) -> CreditResult:
+async def credit_both(
+    transaction: Transaction, referral_id: str, plans: Plans, policy: SignalPolicy, *, last: bool = False
+) -> CreditResult:
     """Give both sides their bonus for the referee's first payment, in this one transaction (rules 3 to 9 and 14).
 
     Done once, it is read. With nothing paid that counts, the referral stays where it is. A doubtful one is held until
     an operator decides, and whatever is found meanwhile is added to why (rule 19).
+
+    Args:
+        transaction: within which.
+        referral_id: which.
+        plans: the plans on sale.
+        policy: the signs that are turned on.
+        last: nothing is asked in the transaction afterwards, so that it may be committed together with what is written.
 
     Raises:
         UnknownReferralError: nothing is reserved under that id.
@@ -410,7 +425,7 @@ async def credit_both(transaction: Transaction, referral_id: str, plans: Plans, 
     seen = await _see(transaction, referral_id, plans)
     if Stage(seen.row.stage) not in (Stage.SIGNED_UP, Stage.IN_REVIEW):
         return await result_of(transaction, seen.row)
-    return await _credit_seen(transaction, seen, seen.row.now, plans, policy)
+    return await _credit_seen(transaction, seen, seen.row.now, plans, policy, last=last)
 
 
 async def approve(
@@ -444,6 +459,8 @@ async def _credit_seen(
     plans: Plans,
     policy: SignalPolicy,
     approved: frozenset[Doubt] = frozenset(),
+    *,
+    last: bool = False,
 ) -> CreditResult:
     """Credit an attributed referral, unless something is in the way; one in review needs approval."""
     row, payments = seen.row, seen.told.payments(seen.row.referee_id)
@@ -466,7 +483,8 @@ async def _credit_seen(
         found = undecided(found, await reviews.approvals(transaction, row, approved), invoice)
     if held_already or holds(found):
         return await _hold(transaction, row, at, invoice, {finding.doubt for finding in found})
-    return await _credit(transaction, seen, at, plans, qualifying, sorted(finding.doubt for finding in found))
+    marks = sorted(finding.doubt for finding in found)
+    return await _credit(transaction, seen, at, plans, qualifying, marks, last=last)
 
 
 async def _credit(
@@ -476,6 +494,8 @@ async def _credit(
     plans: Plans,
     qualifying: QualifyingPayment,
     marks: Sequence[Doubt],
+    *,
+    last: bool,
 ) -> CreditResult:
     row, plan = seen.row, qualifying.plan
     sides = ((Role.REFEREE, row.referee_id), (Role.REFERRER, row.referrer_id))
@@ -504,8 +524,13 @@ async def _credit(
         review_reasons=[str(mark) for mark in marks],
     )
     messages = outbox.bonuses_credited(lots, row, at)
-    *_, new = await database.at_once(
-        transaction, grants.credit_both(row, plan.bonus, at, expires_at), stage, outbox.writing(messages)
+    [known], *_, new = await database.at_once(
+        transaction,
+        (_ALL_KNOWN_AT, {"invoice": qualifying.payment.invoice, "signed_up_at": row.signed_up_at}),
+        grants.credit_both(row, plan.bonus, at, expires_at),
+        stage,
+        outbox.writing(messages),
+        commit=last,
     )
     outbox.announce(transaction, new)
     happened(transaction, What.CREDITED, plan=plan.id)
@@ -515,8 +540,7 @@ async def _credit(
         happened(transaction, What.MARKED, reason=doubt)
     if not row.review_reasons:
         # What waited for an operator, or for a price to be named, says nothing of how quick the program is.
-        begun = await _all_known_at(transaction, row, qualifying.payment.invoice)
-        happened(transaction, What.CREDITED_AFTER, max((at - begun).total_seconds(), 0))
+        happened(transaction, What.CREDITED_AFTER, max((at - known.at).total_seconds(), 0))
     return CreditResult(
         Stage.CREDITED,
         review_reasons=tuple(marks),
@@ -527,17 +551,11 @@ async def _credit(
     )
 
 
-async def _all_known_at(transaction: Transaction, row: Row[Any], invoice: str) -> datetime:
-    """When the last came of all that a credit needs: Stripe's event, the customer's account, the signup."""
-    known = (
-        await transaction.execute(
-            select(paid_period.c.told_at, paid_period.c.paid_at, customer.c.linked_at)
-            .join(customer, customer.c.customer_id == paid_period.c.customer_id)
-            .where(paid_period.c.invoice_id == invoice)
-        )
-    ).one()
-    moments: list[datetime | None] = [known.told_at or known.paid_at, known.linked_at, row.signed_up_at]
-    return max(moment for moment in moments if moment is not None)
+# When the last came of all that a credit needs: Stripe's event, the customer's account, the signup.
+_ALL_KNOWN_AT = """
+SELECT greatest(coalesce(told_at, paid_at), linked_at, %(signed_up_at)s::timestamptz) AS at
+FROM paid_period JOIN customer USING (customer_id) WHERE invoice_id = %(invoice)s
+"""
 
 
 async def _hold(transaction: Transaction, row: Row[Any], at: datetime, invoice: str, found: set[Doubt]) -> CreditResult:

@@ -17,12 +17,12 @@ from temporalio.api.operatorservice.v1 import (
 )
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
 from temporalio.client import Client, Interceptor
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.messages import SEARCH_ATTRIBUTES
+from workflows.payloads import DATA_CONVERTER
 
 RETENTION = timedelta(days=30)
 """How long a new namespace keeps the history of closed runs."""
@@ -66,7 +66,7 @@ async def connect(
     surrounding = None if environment is None else dict(environment)
     config = ClientConfig.load_client_connect_config(override_env_vars=surrounding)
     config.setdefault("target_host", "localhost:7233")
-    return await Client.connect(**config, **options, data_converter=pydantic_data_converter)
+    return await Client.connect(**config, **options, data_converter=DATA_CONVERTER)
 
 
 _ELSEWHERE = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.UNAUTHENTICATED)

@@ -17,7 +17,6 @@ import pytest_asyncio
 from playwright.async_api import Browser
 from psycopg import sql
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from billing.api import StripeApi
@@ -35,6 +34,7 @@ from tests.stripe_events import unique
 from tests.stripe_server import API_KEY, StripeServer, stripe_server
 from tests.support import Books, Clock, DatabaseUrls, World, copied_database
 from workflows.messages import SEARCH_ATTRIBUTES
+from workflows.payloads import DATA_CONVERTER
 
 BIN = Path(sys.executable).parent
 
@@ -155,7 +155,7 @@ async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
 async def time_skipping(clock: Clock) -> AsyncIterator[WorkflowEnvironment]:
     """A Temporal test server whose time runs ahead when nothing happens, and the ledger's with it."""
     environment = await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=str(BIN / "temporal-test-server"), data_converter=pydantic_data_converter
+        test_server_existing_path=str(BIN / "temporal-test-server"), data_converter=DATA_CONVERTER
     )
     async with environment:
         clock.follow(environment)
@@ -214,7 +214,7 @@ async def start_dev_server(*arguments: str, ui_port: int | None = None) -> Workf
         ],
         dev_server_startup_timeout=timedelta(seconds=30),
         search_attributes=SEARCH_ATTRIBUTES,
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
     )
 
 
@@ -239,7 +239,7 @@ async def short_histories_world(database: Database, plans: Plans, clock: Clock) 
 @pytest.fixture
 async def live_idle_world(database: Database, plans: Plans, dev_server: str, clock: Clock) -> World:
     """The program on the real Temporal server, in real time; no worker runs."""
-    client = await Client.connect(dev_server, data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, data_converter=DATA_CONVERTER)
     return World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
 
 
@@ -293,7 +293,7 @@ async def site(browser: Browser, module_urls: DatabaseUrls, plans: Plans, dev_se
     """The whole program on the real servers, on an address of its own, for all tests of a module."""
     clock = Clock()
     database = Database(module_urls.app, offset=clock.offset)
-    client = await Client.connect(dev_server, data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, data_converter=DATA_CONVERTER)
     world = World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
     try:
         async with world.worker(), site_on(browser, world, module_urls) as site:

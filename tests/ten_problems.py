@@ -33,7 +33,6 @@ import uvicorn
 from alembic.script import ScriptDirectory
 from temporalio import workflow
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -54,6 +53,7 @@ from tests.stripe_events import Event, invoice_paid, price, signed, subscription
 from tests.stripe_server import API_KEY, StripeServer, stripe_server
 from tests.support import MONTH, Clock, DatabaseUrls, Member, World, copied_database, refunded
 from workflows.messages import SEARCH_ATTRIBUTES, WORKFLOW, ReferralStart, ReferralState
+from workflows.payloads import DATA_CONVERTER
 from workflows.reconciliation_messages import RECONCILIATION_ID
 from workflows.referral import ReferralWorkflow
 
@@ -223,7 +223,7 @@ async def plant(ground: Ground) -> tuple[Planted, StripeDashboard]:
     stripe = StripeDashboard(ground.stripe, ground.folder / "stripe.json", STRIPE_SECRETS[0])
     planted = Planted()
     await asyncio.to_thread(migrate, ground.urls.owner)
-    client = await Client.connect(ground.temporal, namespace=ground.namespace, data_converter=pydantic_data_converter)
+    client = await Client.connect(ground.temporal, namespace=ground.namespace, data_converter=DATA_CONVERTER)
     await set_up_namespace(client)
     await set_up_schedules(client, ground.task_queue)
     # So it is that what no webhook told stays unknown.
@@ -511,7 +511,7 @@ async def servers(folder: Path) -> AsyncIterator[Ground]:
             dev_server_existing_path=str(BIN / "temporal"),
             dev_server_log_level="error",
             search_attributes=SEARCH_ATTRIBUTES,
-            data_converter=pydantic_data_converter,
+            data_converter=DATA_CONVERTER,
         )
         async with temporal, stripe_server() as stripe:
             address = temporal.client.service_client.config.target_host

@@ -9,7 +9,6 @@ import pytest
 from psycopg import sql
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from billing.events import reduce_event
@@ -22,6 +21,7 @@ from tests.operator_support import Operator, operator_of
 from tests.stripe_events import invoice_paid, subscription
 from tests.support import HASHES, DatabaseUrls, Member, World, until
 from workflows import messages, policies
+from workflows.payloads import DATA_CONVERTER
 from workflows.registry import REFERRALS, workflow_runner
 
 MINUTE = timedelta(minutes=1)
@@ -124,7 +124,7 @@ async def test_a_step_that_keeps_failing_is_shown_within_a_minute_and_heals_by_i
     # Another worker that takes the run up goes the same way.
     await Replayer(
         workflows=list(REFERRALS.values()),
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
         workflow_runner=workflow_runner(),
     ).replay_workflow(await run.fetch_history())
 

@@ -14,7 +14,6 @@ import pytest_asyncio
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from ledger.database import Database
@@ -27,6 +26,7 @@ from tests.stripe_events import unique
 from tests.support import Clock, DatabaseUrls, World, until
 from tests.test_end_to_end import STARTER, WORKER, Program, Stack
 from workflows.jobs import SWEEP, upkeep_queue
+from workflows.payloads import DATA_CONVERTER
 
 FOLDER = PROJECT / "deploy" / "observability"
 ALERTS = FOLDER / "prometheus" / "alerts.yml"
@@ -51,7 +51,7 @@ async def scraped(
     """What both programs tell Prometheus, by program, after one referral was credited."""
     folder = tmp_path_factory.mktemp("scraped")
     database = Database(module_urls.app)
-    client = await Client.connect(dev_server, data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, data_converter=DATA_CONVERTER)
     world = World(database, plans, WorkflowEnvironment.from_client(client), Clock(), unique("queue"))
     port, metrics = free_port(), f"127.0.0.1:{free_port()}"
     settings = environment(module_urls, world.task_queue, dev_server, port)

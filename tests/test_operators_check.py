@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from sqlalchemy import text
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from cli.check import OPEN_HAVE_RUNS, RUNS_ARE_OPEN
@@ -26,6 +25,7 @@ from tests.conftest import BIN
 from tests.operator_support import Operator, operator_of
 from tests.stripe_events import unique
 from tests.support import Books, Clock, DatabaseUrls, World
+from workflows.payloads import DATA_CONVERTER
 
 DAY = timedelta(days=1)
 PATIENCE = Patience(late=timedelta(minutes=15), untold=timedelta(minutes=90))
@@ -223,7 +223,7 @@ async def test_more_offenders_are_counted_than_named(books: Books, as_owner: Dat
 @pytest.fixture
 async def own_world(database: Database, plans: Plans, dev_server: str, clock: Clock) -> AsyncIterator[World]:
     """The program in a namespace of the test's own, for all of one is looked at; with a worker."""
-    client = await Client.connect(dev_server, namespace=unique("check"), data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, namespace=unique("check"), data_converter=DATA_CONVERTER)
     await set_up_namespace(client)
     world = World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
     async with world.worker():

@@ -9,7 +9,6 @@ import pytest
 from psycopg import sql
 from temporalio import workflow
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
@@ -27,12 +26,13 @@ from tests.support import Clock, DatabaseUrls, World, copied_database, run_start
 from workflows import messages
 from workflows.jobs import JOBS, upkeep_queue
 from workflows.messages import ReferralStart
+from workflows.payloads import DATA_CONVERTER
 
 
 @pytest.fixture
 async def own_world(database: Database, plans: Plans, dev_server: str, clock: Clock) -> World:
     """The program in a namespace of the test's own; no worker runs."""
-    client = await Client.connect(dev_server, namespace=unique("replay"), data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, namespace=unique("replay"), data_converter=DATA_CONVERTER)
     await set_up_namespace(client)
     return World(database, plans, WorkflowEnvironment.from_client(client), clock, unique("queue"))
 

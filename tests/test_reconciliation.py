@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 
@@ -28,6 +27,7 @@ from tests.stripe_events import Event, as_before_basil, invoice_paid, invoice_pa
 from tests.stripe_server import Asked, StripeServer
 from tests.support import HASHES, MONTH, AtStep, Books, Member, World, command, refunded, until
 from workflows.jobs import upkeep_queue
+from workflows.payloads import DATA_CONVERTER
 from workflows.reconciliation_messages import RECONCILIATION, PageRead, Progress, Reconciled, ReconciliationStart, Span
 
 
@@ -461,7 +461,7 @@ async def own_world(live_idle_world: World) -> World:
     """The program in a namespace of the test's own, for the id of a run by hand is fixed; no worker runs."""
     world = live_idle_world
     address = world.environment.client.service_client.config.target_host
-    client = await Client.connect(address, namespace=unique("by-hand"), data_converter=pydantic_data_converter)
+    client = await Client.connect(address, namespace=unique("by-hand"), data_converter=DATA_CONVERTER)
     await set_up_namespace(client)
     return World(world.database, world.plans, WorkflowEnvironment.from_client(client), world.clock, world.task_queue)
 

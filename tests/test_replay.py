@@ -24,19 +24,20 @@ from typing import Any
 import pytest
 from temporalio import workflow
 from temporalio.client import WorkflowExecutionStatus, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
 from cli.record import RECORDED, record_history
 from runtime.settings import PROJECT
 from tests.conftest import BIN
+from tests.impure_workflows import AsksTheClock, DrawsANumber, ReadsAFile
 from tests.scenarios import SCENARIOS, SECOND, Scenario, Trouble, credited, signed_up
 from tests.support import World, until
 from workflows import messages
 from workflows.messages import PaymentReported, ReferralStart, ReferralState
+from workflows.payloads import DATA_CONVERTER
 from workflows.referral import ReferralWorkflow
-from workflows.registry import workflow_runner
+from workflows.registry import sandbox, workflow_runner
 
 HISTORIES = PROJECT / "tests" / "histories"
 CONTINUED = "settled_in_several_runs"
@@ -58,8 +59,8 @@ def read(file: Path) -> WorkflowHistory:
 def replayer(*workflows: type, sandboxed: bool = True) -> Replayer:
     return Replayer(
         workflows=workflows or [ReferralWorkflow],
-        data_converter=pydantic_data_converter,
-        workflow_runner=workflow_runner() if sandboxed else UnsandboxedWorkflowRunner(),
+        data_converter=DATA_CONVERTER,
+        workflow_runner=sandbox() if sandboxed else workflow_runner(),
     )
 
 
@@ -207,6 +208,12 @@ async def test_a_change_of_the_commands_without_a_gate_is_noticed(file: Path) ->
     with pytest.raises(NondeterminismError):
         await replayer(Altered, sandboxed=False).replay_workflow(read(file))
     await replayer(Gated, sandboxed=False).replay_workflow(read(file))
+
+
+@pytest.mark.parametrize("workflow_type", [AsksTheClock, ReadsAFile, DrawsANumber])
+async def test_code_that_asks_the_machine_is_noticed(workflow_type: type) -> None:
+    with pytest.raises(RuntimeError, match="Cannot access"):
+        await replayer(workflow_type).replay_workflow(read(GENERATION_OF_TODAY))
 
 
 @pytest.mark.parametrize("after_the_end", [-HOUR, -MOMENT, 0 * MOMENT, MOMENT, HOUR], ids=str)

@@ -16,7 +16,6 @@ from temporalio.client import (
     ScheduleOverlapPolicy,
     WorkflowExecutionStatus,
 )
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
@@ -28,6 +27,7 @@ from tests.stripe_events import charge_refunded, invoice_payment_paid, unique
 from tests.support import Books, Clock, World, until
 from worker import work
 from workflows.jobs import JOBS, Job, upkeep_queue
+from workflows.payloads import DATA_CONVERTER
 from workflows.policies import JobTimes
 
 SECOND = timedelta(seconds=1)
@@ -36,7 +36,7 @@ SECOND = timedelta(seconds=1)
 @pytest.fixture
 async def namespace(dev_server: str) -> Client:
     """A client of a namespace of the test's own, for the ids of Schedules are fixed."""
-    client = await Client.connect(dev_server, namespace=unique("schedules"), data_converter=pydantic_data_converter)
+    client = await Client.connect(dev_server, namespace=unique("schedules"), data_converter=DATA_CONVERTER)
     await set_up_namespace(client)
     return client
 
@@ -183,7 +183,7 @@ async def test_a_worker_that_fails_takes_the_process_down_and_the_other_finishes
     live_idle_world: World, dev_server: str
 ) -> None:
     world = live_idle_world
-    nowhere = await Client.connect(dev_server, namespace=unique("nowhere"), data_converter=pydantic_data_converter)
+    nowhere = await Client.connect(dev_server, namespace=unique("nowhere"), data_converter=DATA_CONVERTER)
     environment = WorkflowEnvironment.from_client(nowhere)
     elsewhere = World(world.database, world.plans, environment, world.clock, world.task_queue)
     other = world.worker()

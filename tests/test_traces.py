@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 from temporalio.client import Client, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from program.referral import Stage
@@ -28,6 +27,7 @@ from tests.support import DatabaseUrls, World, until
 from tests.test_end_to_end import STARTER, WORKER, Program, Stack
 from tests.test_replay import every_recorded_run, read
 from workflows.client import ReferralRuns
+from workflows.payloads import DATA_CONVERTER
 from workflows.referral import ReferralWorkflow
 from workflows.registry import workflow_runner
 
@@ -164,7 +164,7 @@ def _below(collector: Collector, span: Span) -> list[Span]:
 async def _replay(history: WorkflowHistory, interceptors: list[FollowingInterceptor]) -> None:
     replayer = Replayer(
         workflows=[ReferralWorkflow],
-        data_converter=pydantic_data_converter,
+        data_converter=DATA_CONVERTER,
         workflow_runner=workflow_runner(),
         interceptors=interceptors,
     )

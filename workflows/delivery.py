@@ -5,10 +5,9 @@ import asyncio
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
-with workflow.unsafe.imports_passed_through():
-    from workflows import deliveries, policies
-    from workflows.activities import DeliveryActivities
-    from workflows.deliveries import DeliveryOrder, DeliveryOutcome, Parcel
+from workflows import deliveries, policies
+from workflows.activities import DeliveryActivities
+from workflows.deliveries import DeliveryOrder, DeliveryOutcome, Parcel
 
 
 @workflow.defn(name=deliveries.WORKFLOW)

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows import policies, reconciliation_messages
-    from workflows.activities import ReconciliationActivities
-    from workflows.reconciliation_messages import Progress, Reconciled, ReconciliationStart, Span
+from workflows import policies, reconciliation_messages
+from workflows.activities import ReconciliationActivities
+from workflows.reconciliation_messages import Progress, Reconciled, ReconciliationStart, Span
 
 
 @workflow.defn(name=reconciliation_messages.RECONCILIATION)

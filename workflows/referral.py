@@ -10,29 +10,28 @@ from temporalio import workflow
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
-with workflow.unsafe.imports_passed_through():
-    from program.doubts import Action, in_words
-    from program.eligibility import LAPSED_WORDS
-    from program.referral import Role, Stage
-    from workflows import messages, policies, steps, story
-    from workflows.activities import ReferralActivities
-    from workflows.decisions import Decisions, check_review, check_void
-    from workflows.messages import (
-        AccountErased,
-        Bonus,
-        CycleMoved,
-        LookAgain,
-        Outcome,
-        PaymentReported,
-        PaymentReversed,
-        ReferralStart,
-        ReferralState,
-        Review,
-        Reviewed,
-        ReviewStart,
-        SignupReported,
-        Void,
-    )
+from program.doubts import Action, in_words
+from program.eligibility import LAPSED_WORDS
+from program.referral import Role, Stage
+from workflows import messages, policies, steps, story
+from workflows.activities import ReferralActivities
+from workflows.decisions import Decisions, check_review, check_void
+from workflows.messages import (
+    AccountErased,
+    Bonus,
+    CycleMoved,
+    LookAgain,
+    Outcome,
+    PaymentReported,
+    PaymentReversed,
+    ReferralStart,
+    ReferralState,
+    Review,
+    Reviewed,
+    ReviewStart,
+    SignupReported,
+    Void,
+)
 
 Answer = TypeVar("Answer")
 

@@ -4,12 +4,11 @@ from typing import Any
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from program.referral import Stage
-    from workflows import messages, steps, story
-    from workflows.activities import ReferralActivities
-    from workflows.decisions import Decisions, check_review, check_void
-    from workflows.messages import Decided, Outcome, PaymentReversed, Review, Reviewed, ReviewStart, Void
+from program.referral import Stage
+from workflows import messages, steps, story
+from workflows.activities import ReferralActivities
+from workflows.decisions import Decisions, check_review, check_void
+from workflows.messages import Decided, Outcome, PaymentReversed, Review, Reviewed, ReviewStart, Void
 
 
 @workflow.defn(name=messages.REVIEW_WORKFLOW)

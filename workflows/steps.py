@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
-with workflow.unsafe.imports_passed_through():
-    from workflows import policies
+from workflows import policies
 
 Answer = TypeVar("Answer")
 

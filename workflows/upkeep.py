@@ -4,9 +4,8 @@ import asyncio
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows import jobs, policies
-    from workflows.activities import UpkeepActivities
+from workflows import jobs, policies
+from workflows.activities import UpkeepActivities
 
 
 @workflow.defn(name=jobs.SWEEP)

@@ -244,11 +244,9 @@ class Servers:
 
     async def client(self) -> Client:
         """A client of Temporal of our own, past the proxies."""
-        from temporalio.contrib.pydantic import pydantic_data_converter
+        from workflows.payloads import DATA_CONVERTER
 
-        return await Client.connect(
-            f"{LOOPBACK}:{self._below.temporal_port}", data_converter=pydantic_data_converter, lazy=True
-        )
+        return await Client.connect(f"{LOOPBACK}:{self._below.temporal_port}", data_converter=DATA_CONVERTER, lazy=True)
 
     def superuser(self) -> "psycopg.Connection[tuple[object, ...]]":
         """A connection of our own, past the proxies, that may do everything."""
