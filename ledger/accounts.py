@@ -1,9 +1,10 @@
 """Accounts: what the backend says of them, their standing by Stripe's facts, and their link (rules 1 and 13)."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, case, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -120,10 +121,21 @@ async def lock_customer(transaction: Transaction, customer_id: str, hashes: Iden
 
 async def lock_customers(transaction: Transaction, customer_ids: Iterable[str], hashes: IdentityHash) -> dict[str, str]:
     """The same for several, in the order of their ids; what each is called here, by its id."""
-    wanted = sorted(set(customer_ids))
-    questions = [question for each in wanted for question in _locking_customer(each, hashes.pseudonym(each))]
-    answers = await database.at_once(transaction, *questions) if questions else []
-    return {each: str(answers[3 * place + 2][0].customer_id) for place, each in enumerate(wanted)}
+    wanted = set(customer_ids)
+    if not wanted:
+        return {}
+    return names_of_customers(wanted, await database.at_once(transaction, *locking_customers(wanted, hashes)))
+
+
+def locking_customers(customer_ids: Collection[str], hashes: IdentityHash) -> list[Question]:
+    """Locks customers, for :func:`names_of_customers` to say what each is called here."""
+    return [question for each in sorted(customer_ids) for question in _locking_customer(each, hashes.pseudonym(each))]
+
+
+def names_of_customers(customer_ids: Collection[str], answers: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """What each customer is called here, by its id: from the answers, the last of several, to what has locked them."""
+    names = answers[len(answers) - 3 * len(customer_ids) + 2 :: 3] if customer_ids else []
+    return {each: str(rows[0].customer_id) for each, rows in zip(sorted(customer_ids), names, strict=True)}
 
 
 def _locking_customer(customer_id: str, pseudonym: str) -> tuple[Question, ...]:

@@ -96,20 +96,23 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     told = {"event": event.event_id, "type": event.type, "created_at": event.created_at}
     links = [fact for fact in event.facts if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
     paid = sorted({fact.invoice_id for fact in event.facts if isinstance(fact, InvoicePaymentSeen | PeriodPaid)})
-    received, [earlier], *more = await database.at_once(
-        transaction, (_RECEIVE, told), (_RECEIVED, told), *(() if links else _locking_invoices(paid))
-    )
+    paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
+    # Without links it is known beforehand what the event is about.
+    locks = () if links else (*_locking_invoices(paid), *accounts.locking_customers(paying, hashes))
+    received, [earlier], *locked = await database.at_once(transaction, (_RECEIVE, told), (_RECEIVED, told), *locks)
     again = not received
     if again and earlier.signalled_at is not None:
         return News()
     prices = set(earlier.named_prices) if again else set[str]()
-    paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
     named = {fact.customer_id for fact in links if isinstance(fact, RefundSeen) and fact.customer_id is not None}
     invoices = await _lock_payments(transaction, links, paid) if links else set(paid)
     if links and invoices:
-        more = await database.at_once(transaction, *_locking_invoices(invoices))
-    customers = paying | named | ({row.customer_id for row in more[-1]} if more else set[str]())
-    names = await accounts.lock_customers(transaction, customers, hashes)
+        locked = await database.at_once(transaction, *_locking_invoices(invoices))
+    customers = paying | named | ({row.customer_id for row in locked[len(invoices)]} if invoices else set[str]())
+    if links or customers != paying:
+        names = await accounts.lock_customers(transaction, customers, hashes)
+    else:
+        names = accounts.names_of_customers(paying, locked)
     linked = [fact.account_id for fact in event.facts if isinstance(fact, CustomerLinked)]
     # All accounts at once, so that they are locked by id: a credit under way is over before its referral is looked for.
     concerned = {*await _owners(transaction, names.values()), *linked} if linked or customers != paying else set[str]()
@@ -120,21 +123,18 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     if prices:
         await _remember_named(transaction, event.event_id, prices)
     # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
-    *_, owning, qualified = await database.at_once(
-        transaction,
-        *filter(None, (_storing(fact, event.created_at) for fact in facts)),
-        (_OWNERS, {"customers": [names[customer_id] for customer_id in paying]}),
-        (_QUALIFIED, {"invoices": sorted(invoices)}),
+    whose = _whose(accounts=linked, customers=[names[customer_id] for customer_id in paying])
+    storing = filter(None, (_storing(fact, event.created_at) for fact in facts))
+    # What was qualified is looked for behind the locks: a credit that was under way is over.
+    qualifying = (_QUALIFIED, {"invoices": sorted(invoices)})
+    *_, locking, meant, with_bonuses, awaiting, qualified = await database.at_once(
+        transaction, *storing, *_looks(whose), qualifying
     )
-    owners = [row.account_id for row in owning]
-    news = await _news(transaction, {*owners, *linked}, plans, again)
+    news = await _understood(transaction, whose, (locking, meant, with_bonuses, awaiting), plans, again=again)
     for account_id in linked:
         # A checkout that is heard of only after the account was erased leaves nothing in the clear either (rule 23).
         if erased.get(account_id):
             await accounts.hide_customers(transaction, account_id, hashes)
-    if owners and not concerned:
-        # They are locked only now: a credit that was under way is over.
-        [qualified] = await database.at_once(transaction, (_QUALIFIED, {"invoices": sorted(invoices)}))
     doubtful = await _reversed(transaction, qualified) if qualified else ()
     return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
 
@@ -316,32 +316,56 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     wanted = sorted(set(account_ids))
     if not wanted:
         return News()
-    values = {"accounts": wanted, "awaiting": [str(stage) for stage in Stage if stage.awaits_payment]}
-    looks: tuple[Question, ...] = ((_WITH_BONUSES, values), (_AWAITING, values))
-    found, with_bonuses, awaiting = await database.at_once(transaction, (_LOCK, values), *looks)
-    if len(found) < len(wanted) and len(found) < len(await accounts.lock(transaction, wanted)):
+    whose = _whose(accounts=wanted)
+    return await _understood(
+        transaction, whose, await database.at_once(transaction, *_looks(whose)), plans, again=again
+    )
+
+
+def _whose(*, accounts: Sequence[str] = (), customers: Sequence[str] = ()) -> dict[str, Any]:
+    """Some accounts, and those of some customers: the values of what locks them, and looks what concerns them."""
+    awaiting = [str(stage) for stage in Stage if stage.awaits_payment]
+    return {"accounts": list(accounts), "customers": list(customers), "awaiting": awaiting}
+
+
+def _looks(whose: Mapping[str, Any]) -> tuple[Question, ...]:
+    """Locks accounts; then asks which are meant, which have bonuses that can be used, and which referrals wait."""
+    return (_LOCK, whose), (_MEANT, whose), (_WITH_BONUSES, whose), (_AWAITING, whose)
+
+
+async def _understood(
+    transaction: Transaction, whose: Mapping[str, Any], found: Sequence[Sequence[Any]], plans: Plans, *, again: bool
+) -> News:
+    """The news, from what :func:`_looks` found."""
+    locked, meant, with_bonuses, awaiting = found
+    missing = {row.account_id for row in meant} - {row.account_id for row in locked}
+    if missing and await accounts.lock(transaction, missing):
         # One was made meanwhile, and is locked only now.
-        with_bonuses, awaiting = await database.at_once(transaction, *looks)
+        _, _, with_bonuses, awaiting = await database.at_once(transaction, *_looks(whose))
     moved: list[MovedGrant] = []
     for row in with_bonuses:
         moved += await grants.move_expiries(transaction, row.account_id, plans, again=again)
     return News(tuple(referrals.open_referral(row) for row in awaiting if row.can_go_on), tuple(moved))
 
 
-_LOCK = """
-SELECT account_id FROM account WHERE account_id = ANY(%(accounts)s) ORDER BY account_id FOR NO KEY UPDATE
+_WHOSE = """(%(accounts)s::text[]
+    || ARRAY(SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s::text[]) AND account_id IS NOT NULL))
 """
-_WITH_BONUSES = """
+_LOCK = f"""
+SELECT account_id FROM account WHERE account_id = ANY({_WHOSE}) ORDER BY account_id FOR NO KEY UPDATE
+"""  # noqa: S608 - of our own words
+_MEANT = f"SELECT DISTINCT account_id FROM unnest({_WHOSE}) account_id"  # noqa: S608 - of our own words
+_WITH_BONUSES = f"""
 SELECT DISTINCT account_id FROM grant_lot JOIN account USING (account_id)
-WHERE account_id = ANY(%(accounts)s) AND expired_at IS NULL AND voided_at IS NULL AND expires_at > ledger_now()
+WHERE account_id = ANY({_WHOSE}) AND expired_at IS NULL AND voided_at IS NULL AND expires_at > ledger_now()
 ORDER BY account_id
-"""
+"""  # noqa: S608 - of our own words
 # A customer that was another account's ends the referral (rule 10), and its payments are that account's.
 _AWAITING = f"""
 SELECT *, EXISTS (SELECT FROM paid_period JOIN customer USING (customer_id)
         WHERE account_id = referee_id AND amount_paid > 0)
     OR {accounts.known_before("customer", "referee_id")} AS can_go_on
-FROM referral WHERE referee_id = ANY(%(accounts)s) AND stage = ANY(%(awaiting)s) ORDER BY referee_id
+FROM referral WHERE referee_id = ANY({_WHOSE}) AND stage = ANY(%(awaiting)s) ORDER BY referee_id
 """  # noqa: S608 - of our own words
 
 
