@@ -29,13 +29,16 @@ class _Json(PydanticJSONPlainPayloadConverter):
         return _reader(Any if type_hint is None else type_hint).validate_json(payload.data)
 
 
+_json = _Json()
+
+
 class PayloadConverter(CompositePayloadConverter):
     """The SDK's converters, with pydantic's in the place of plain JSON."""
 
     def __init__(self) -> None:
         """Make one."""
         plain = DefaultPayloadConverter.default_encoding_payload_converters
-        super().__init__(*(_Json() if isinstance(each, JSONPlainPayloadConverter) else each for each in plain))
+        super().__init__(*(_json if isinstance(each, JSONPlainPayloadConverter) else each for each in plain))
 
 
 DATA_CONVERTER = DataConverter(payload_converter_class=PayloadConverter)
