@@ -56,6 +56,8 @@ class Database:
             url,
             pool_size=2 * pool_size,
             max_overflow=0,
+            # Those that were used last: their statements are prepared.
+            pool_use_lifo=True,
             pool_timeout=10,
             hide_parameters=True,
             connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
