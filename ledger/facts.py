@@ -316,12 +316,25 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     wanted = sorted(set(account_ids))
     if not wanted:
         return News()
-    values = {"accounts": wanted, "awaiting": [str(stage) for stage in Stage if stage.awaits_payment]}
-    looks: tuple[Question, ...] = ((_WITH_BONUSES, values), (_AWAITING, values))
-    found, with_bonuses, awaiting = await database.at_once(transaction, (_LOCK, values), *looks)
+    looks = asking_news(wanted)
+    found, *news = await database.at_once(transaction, (_LOCK, {"accounts": wanted}), *looks)
     if len(found) < len(wanted) and len(found) < len(await accounts.lock(transaction, wanted)):
         # One was made meanwhile, and is locked only now.
-        with_bonuses, awaiting = await database.at_once(transaction, *looks)
+        news = await database.at_once(transaction, *looks)
+    return await news_found(transaction, news, plans, again=again)
+
+
+def asking_news(account_ids: Iterable[str]) -> tuple[Question, Question]:
+    """Asks what :func:`news_found` needs of accounts, which are locked."""
+    values = {"accounts": sorted(account_ids), "awaiting": [str(stage) for stage in Stage if stage.awaits_payment]}
+    return (_WITH_BONUSES, values), (_AWAITING, values)
+
+
+async def news_found(
+    transaction: Transaction, answers: Sequence[Sequence[Any]], plans: Plans, *, again: bool = False
+) -> News:
+    """The news of accounts, as :func:`news_of` tells them, by what :func:`asking_news` asked in this transaction."""
+    with_bonuses, awaiting = answers
     moved: list[MovedGrant] = []
     for row in with_bonuses:
         moved += await grants.move_expiries(transaction, row.account_id, plans, again=again)
