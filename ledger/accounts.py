@@ -313,19 +313,8 @@ def share_identity(kind: str, first: str, second: str) -> str:
         WHERE kind = '{kind}' AND one.account_id = {first} AND two.account_id = {second})"""
 
 
-async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
-    """How an account stands with its plan now (rule 1).
-
-    Raises:
-        UnknownAccountError: there is no such account.
-    """
-    if (await lock(transaction, [account_id])).get(account_id, True):
-        raise UnknownAccountError(account_id)
-    return await standing_seen(transaction, account_id, plans)
-
-
 async def standing_seen(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
-    """The same of an account that exists, for showing: it is not locked, and may stand otherwise a moment later."""
+    """How an account that exists stands with its plan now (rule 1); one that is not locked may soon stand otherwise."""
     answers = await database.at_once(transaction, *asking_how_it_stands(account_id))
     return await standing_found(transaction, answers, account_id, plans)
 

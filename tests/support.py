@@ -366,7 +366,7 @@ class World:
         """The paid period that an account is in."""
         await self.clock.now()
         async with self.database.transaction() as transaction:
-            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+            cycle = (await accounts.standing_seen(transaction, member.account_id, self.plans)).cycle
         assert cycle is not None, "the account is in no paid period"
         return cycle
 
@@ -571,7 +571,7 @@ class Books:
         """The paid period that an account is in."""
         await self.clock.now()
         async with self.database.transaction() as transaction:
-            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+            cycle = (await accounts.standing_seen(transaction, member.account_id, self.plans)).cycle
         assert cycle is not None, "the account is in no paid period"
         return cycle
 
