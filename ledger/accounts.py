@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database, periods
 from ledger.database import Question, Transaction
-from ledger.tables import account, customer, identity, ledger_now, referral_link, terms_acceptance
+from ledger.tables import account, customer, ledger_now, referral_link, terms_acceptance
 from program.cycles import Period, cycle_at, is_paid_subscriber
 from program.identity import IdentityHash, is_pseudonym
 from program.plans import Plans
@@ -97,16 +97,25 @@ async def lock(transaction: Transaction, account_ids: Iterable[str]) -> dict[str
     found = {row.account_id: row.erased_at is not None for row in rows}
     missing = [account_id for account_id in wanted if account_id not in found]
     if missing:
-        names = (database.locking(f"account {account_id}") for account_id in missing)
-        *_, rows = await database.at_once(transaction, *names, (_LOCK, {"accounts": missing}))
+        *_, rows = await database.at_once(transaction, *_locking_whether_there_or_not(missing))
         found |= {row.account_id: row.erased_at is not None for row in rows}
     return found
+
+
+def _locking_whether_there_or_not(account_ids: Sequence[str]) -> tuple[Question, ...]:
+    """Locks accounts, in the given order, by their names where they are missing; the last one gives those there are."""
+    names = ((_LOCK_MISSING, {"name": f"account {each}", "account": each}) for each in account_ids)
+    return *names, (_LOCK, {"accounts": list(account_ids)})
 
 
 # Not the strongest lock: a row that refers to an account (a reservation names its referrer) need not wait for it,
 # and so nobody waits for one account while holding another out of order.
 _LOCK = """
 SELECT account_id, erased_at FROM account WHERE account_id = ANY(%(accounts)s) ORDER BY account_id FOR NO KEY UPDATE
+"""
+_LOCK_MISSING = """
+SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))
+WHERE NOT EXISTS (SELECT FROM account WHERE account_id = %(account)s)
 """
 
 
@@ -165,16 +174,24 @@ async def link_customer(
         reported: the backend itself says so. That outweighs a name that no account was ever reported under, which
             anybody can put into a checkout's address.
     """
-    name = await lock_customer(transaction, customer_id, hashes)
-    free: ColumnElement[bool] = customer.c.account_id.is_(None)
-    if reported:
-        free = or_(free, ~exists().where(account.c.account_id == customer.c.account_id))
-    await transaction.execute(
-        customer.update()
-        .where(customer.c.customer_id == name, free)
-        .values(account_id=account_id, linked_at=ledger_now())
+    await database.at_once(transaction, *_linking(customer_id, account_id, hashes, reported=reported))
+
+
+def _linking(customer_id: str, account_id: str, hashes: IdentityHash, *, reported: bool) -> tuple[Question, ...]:
+    pseudonym = hashes.pseudonym(customer_id)
+    link = {"names": [customer_id, pseudonym], "account": account_id, "reported": reported}
+    return (
+        *_locking_customer(customer_id, pseudonym),
+        (_LINK_CUSTOMER, link),
+        _remembering("customer", hashes.customer(customer_id), account_id),
     )
-    await _remember(transaction, "customer", hashes.customer(customer_id), account_id)
+
+
+_LINK_CUSTOMER = """
+UPDATE customer SET account_id = %(account)s, linked_at = ledger_now()
+WHERE customer_id = ANY(%(names)s) AND (account_id IS NULL
+    OR %(reported)s AND NOT EXISTS (SELECT FROM account WHERE account.account_id = customer.account_id))
+"""
 
 
 async def customers_of(transaction: Transaction, account_id: str) -> set[str]:
@@ -202,34 +219,60 @@ async def put(transaction: Transaction, profile: Profile, hashes: IdentityHash) 
         AccountErasedError: the account has been erased.
         ValueError: the e-mail is none.
     """
+    refuse_erased(profile.account_id, await database.at_once(transaction, *putting(profile, hashes)))
+
+
+def putting(profile: Profile, hashes: IdentityHash) -> tuple[Question, ...]:
+    """Stores what the backend says of an account, which is locked from then on; see :func:`refuse_erased`.
+
+    Raises:
+        ValueError: the e-mail is none.
+    """
     email_hash = hashes.email(profile.email)
-    if profile.customer_id is not None:
-        await link_customer(transaction, profile.customer_id, profile.account_id, hashes, reported=True)
-    # Of two accounts with one e-mail, one is there before the other (rule 10): they take turns.
-    await transaction.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(email_hash.hex(), 0))))
-    await lock(transaction, [profile.account_id])
-    statement = insert(account).values(
-        account_id=profile.account_id,
-        email_hash=email_hash,
-        created_at=profile.created_at,
-        first_name=profile.first_name,
-        show_first_name=profile.show_first_name or False,
-        disposable_email=profile.disposable_email,
+    customer_id, account_id = profile.customer_id, profile.account_id
+    linking = _linking(customer_id, account_id, hashes, reported=True) if customer_id is not None else ()
+    values = {
+        "account": account_id,
+        "email_hash": email_hash,
+        "created_at": profile.created_at,
+        "first_name": profile.first_name,
+        "show_first_name": profile.show_first_name,
+        "disposable_email": profile.disposable_email,
+    }
+    return (
+        *linking,
+        # Of two accounts with one e-mail, one is there before the other (rule 10): they take turns.
+        database.locking(email_hash.hex()),
+        *_locking_whether_there_or_not([account_id]),
+        _remembering("email", email_hash, account_id),
+        (_PUT, values),
     )
-    stored = statement.on_conflict_do_update(
-        index_elements=[account.c.account_id],
-        set_={
-            "email_hash": email_hash,
-            "disposable_email": profile.disposable_email,
-            "created_at": func.least(account.c.created_at, profile.created_at),
-            "first_name": func.coalesce(profile.first_name, account.c.first_name),
-            "show_first_name": func.coalesce(profile.show_first_name, account.c.show_first_name),
-        },
-        where=account.c.erased_at.is_(None),
-    ).returning(account.c.account_id)
-    if (await transaction.execute(stored)).first() is None:
-        raise AccountErasedError(profile.account_id)
-    await _remember(transaction, "email", email_hash, profile.account_id)
+
+
+def refuse_erased(account_id: str, answers: Sequence[Sequence[Any]]) -> None:
+    """See to it that an account was stored: where it was not, the transaction has to be undone.
+
+    Args:
+        account_id: which.
+        answers: what the questions of :func:`putting` gave.
+
+    Raises:
+        AccountErasedError: the account has been erased.
+    """
+    if not answers[-1]:
+        raise AccountErasedError(account_id)
+
+
+_PUT = """
+INSERT INTO account AS known (account_id, email_hash, created_at, first_name, show_first_name, disposable_email)
+VALUES (%(account)s, %(email_hash)s, %(created_at)s, %(first_name)s, coalesce(%(show_first_name)s, FALSE),
+    %(disposable_email)s)
+ON CONFLICT (account_id) DO UPDATE SET email_hash = excluded.email_hash,
+    disposable_email = excluded.disposable_email, created_at = least(known.created_at, excluded.created_at),
+    first_name = coalesce(excluded.first_name, known.first_name),
+    show_first_name = coalesce(%(show_first_name)s, known.show_first_name)
+WHERE known.erased_at IS NULL RETURNING account_id
+"""
 
 
 async def forget(transaction: Transaction, account_id: str) -> None:
@@ -241,12 +284,15 @@ async def forget(transaction: Transaction, account_id: str) -> None:
     )
 
 
-async def _remember(transaction: Transaction, kind: str, digest: bytes, account_id: str) -> None:
-    await transaction.execute(
-        insert(identity)
-        .values(kind=kind, hash=digest, account_id=account_id, first_seen_at=ledger_now())
-        .on_conflict_do_nothing()
-    )
+def _remembering(kind: str, digest: bytes, account_id: str) -> Question:
+    """Remembers an e-mail or a customer of an account, for good (rule 10)."""
+    return _REMEMBER, {"kind": kind, "hash": digest, "account": account_id}
+
+
+_REMEMBER = """
+INSERT INTO identity (kind, hash, account_id, first_seen_at)
+VALUES (%(kind)s, %(hash)s, %(account)s, ledger_now()) ON CONFLICT DO NOTHING
+"""
 
 
 def known_before(kind: str, account_id: str) -> str:
@@ -278,23 +324,25 @@ def share_identity(kind: str, first: str, second: str) -> str:
         WHERE kind = '{kind}' AND one.account_id = {first} AND two.account_id = {second})"""
 
 
-async def standing(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
-    """How an account stands with its plan now (rule 1).
-
-    Raises:
-        UnknownAccountError: there is no such account.
-    """
-    if (await lock(transaction, [account_id])).get(account_id, True):
-        raise UnknownAccountError(account_id)
-    return await standing_seen(transaction, account_id, plans)
-
-
 async def standing_seen(transaction: Transaction, account_id: str, plans: Plans) -> Standing:
-    """The same of an account that exists, for showing: it is not locked, and may stand otherwise a moment later."""
-    known = await periods.of_account(transaction, account_id, plans)
-    moment = await database.now(transaction)
-    cycle = cycle_at(moment, known.periods)
-    paid = is_paid_subscriber(moment, known.periods, known.ended)
+    """How an account that exists stands with its plan now (rule 1); one that is not locked may soon stand otherwise."""
+    answers = await database.at_once(transaction, *asking_how_it_stands(account_id))
+    return await standing_found(transaction, answers, account_id, plans)
+
+
+def asking_how_it_stands(account_id: str) -> tuple[Question, Question]:
+    """Asks what :func:`standing_found` needs: what Stripe told of an account, and the time."""
+    return (periods.TOLD, {"accounts": [account_id], "referral": None}), ("SELECT ledger_now() AS now", {})
+
+
+async def standing_found(
+    transaction: Transaction, answers: Sequence[Sequence[Any]], account_id: str, plans: Plans
+) -> Standing:
+    """How an account stands, by what :func:`asking_how_it_stands` asked in this transaction."""
+    rows, [clock] = answers
+    known = (await periods.understood(transaction, rows, plans)).periods(account_id, plans)
+    cycle = cycle_at(clock.now, known.periods)
+    paid = is_paid_subscriber(clock.now, known.periods, known.ended)
     return Standing(paid, known.plan_in(cycle) if cycle else None, cycle)
 
 
@@ -335,25 +383,34 @@ async def _make_link(transaction: Transaction, account_id: str) -> Link:
 
 async def link_of(transaction: Transaction, account_id: str) -> Link | None:
     """The link of an account; none if it has not taken one."""
-    return await _link(transaction, referral_link.c.account_id == account_id)
+    [rows] = await database.at_once(transaction, (_LINK_OF, {"account": account_id}))
+    return link_found(rows)
 
 
 async def link_with_code(transaction: Transaction, code: str) -> Link | None:
     """The link of that code, however it is written; none if there is none."""
-    return await _link(transaction, referral_link.c.code == code.strip().replace("-", "").lower())
+    [rows] = await database.at_once(transaction, asking_link_with(code))
+    return link_found(rows)
 
 
-async def _link(transaction: Transaction, condition: ColumnElement[bool]) -> Link | None:
-    row = (
-        await transaction.execute(
-            select(
-                referral_link.c.code,
-                referral_link.c.account_id,
-                account.c.erased_at,
-                case((account.c.show_first_name, account.c.first_name)).label("first_name"),
-            )
-            .join(account, account.c.account_id == referral_link.c.account_id)
-            .where(condition)
-        )
-    ).first()
-    return Link(row.code, row.account_id, row.erased_at is not None, row.first_name) if row else None
+def asking_link_with(code: str) -> Question:
+    """Asks for the link of that code, however it is written, for :func:`link_found`."""
+    return _LINK_WITH_CODE, {"code": plain_code(code)}
+
+
+def link_found(rows: Sequence[Any]) -> Link | None:
+    """The link that was asked for; none if there is none."""
+    return Link(rows[0].code, rows[0].account_id, rows[0].erased_at is not None, rows[0].first_name) if rows else None
+
+
+def plain_code(written: str) -> str:
+    """A link's code as it is kept, however a person wrote it."""
+    return written.strip().replace("-", "").lower()
+
+
+_LINK = """
+SELECT code, account_id, erased_at, CASE WHEN show_first_name THEN first_name END AS first_name
+FROM referral_link JOIN account USING (account_id)
+"""
+_LINK_OF = f"{_LINK} WHERE account_id = %(account)s"
+_LINK_WITH_CODE = f"{_LINK} WHERE code = %(code)s"

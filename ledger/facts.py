@@ -317,19 +317,18 @@ async def _news(transaction: Transaction, account_ids: Iterable[str], plans: Pla
     if not wanted:
         return News()
     whose = _whose(accounts=wanted)
-    return await _understood(
-        transaction, whose, await database.at_once(transaction, *_looks(whose)), plans, again=again
-    )
+    found = await database.at_once(transaction, *_looks(whose))
+    return await _understood(transaction, whose, found, plans, again=again)
 
 
-def _whose(*, accounts: Sequence[str] = (), customers: Sequence[str] = ()) -> dict[str, Any]:
+def _whose(*, accounts: Iterable[str] = (), customers: Iterable[str] = ()) -> dict[str, Any]:
     """Some accounts, and those of some customers: the values of what locks them, and looks what concerns them."""
     awaiting = [str(stage) for stage in Stage if stage.awaits_payment]
-    return {"accounts": list(accounts), "customers": list(customers), "awaiting": awaiting}
+    return {"accounts": sorted(accounts), "customers": sorted(customers), "awaiting": awaiting}
 
 
 def _looks(whose: Mapping[str, Any]) -> tuple[Question, ...]:
-    """Locks accounts; then asks which are meant, which have bonuses that can be used, and which referrals wait."""
+    """Locks accounts, and asks which are meant; then what concerns them, as :func:`asking_news` does."""
     return (_LOCK, whose), (_MEANT, whose), (_WITH_BONUSES, whose), (_AWAITING, whose)
 
 
@@ -337,11 +336,25 @@ async def _understood(
     transaction: Transaction, whose: Mapping[str, Any], found: Sequence[Sequence[Any]], plans: Plans, *, again: bool
 ) -> News:
     """The news, from what :func:`_looks` found."""
-    locked, meant, with_bonuses, awaiting = found
+    locked, meant, *news = found
     missing = {row.account_id for row in meant} - {row.account_id for row in locked}
     if missing and await accounts.lock(transaction, missing):
         # One was made meanwhile, and is locked only now.
-        _, _, with_bonuses, awaiting = await database.at_once(transaction, *_looks(whose))
+        _, _, *news = await database.at_once(transaction, *_looks(whose))
+    return await news_found(transaction, news, plans, again=again)
+
+
+def asking_news(account_ids: Iterable[str]) -> tuple[Question, Question]:
+    """Asks which of some accounts, which are locked, have bonuses that can be used, and which referrals wait."""
+    whose = _whose(accounts=account_ids)
+    return (_WITH_BONUSES, whose), (_AWAITING, whose)
+
+
+async def news_found(
+    transaction: Transaction, answers: Sequence[Sequence[Any]], plans: Plans, *, again: bool = False
+) -> News:
+    """The news of accounts, as :func:`news_of` tells them, by what :func:`asking_news` asked in this transaction."""
+    with_bonuses, awaiting = answers
     moved: list[MovedGrant] = []
     for row in with_bonuses:
         moved += await grants.move_expiries(transaction, row.account_id, plans, again=again)

@@ -6,12 +6,11 @@ from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
-from sqlalchemy.dialects.postgresql import insert
 
 from ledger import database
 from ledger.accounts import UnknownAccountError
 from ledger.database import Transaction
-from ledger.tables import account, channel_total, click_count, entry, grant, referral, referral_event
+from ledger.tables import account, channel_total, entry, grant, referral, referral_event
 from program.cycles import expired
 from program.referral import Role, Stage
 
@@ -281,10 +280,10 @@ def _lot(row: Row[Any], moment: datetime) -> Lot:
 
 async def count_click(transaction: Transaction, code: str, channel: str, day: date) -> None:
     """Count one click on a link, by channel and UTC day."""
-    statement = insert(click_count).values(code=code, channel=channel, day=day, clicks=1)
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=[click_count.c.code, click_count.c.channel, click_count.c.day],
-            set_={"clicks": click_count.c.clicks + 1},
-        )
-    )
+    await database.at_once(transaction, (_COUNT_CLICK, {"code": code, "channel": channel, "day": day}))
+
+
+_COUNT_CLICK = """
+INSERT INTO click_count AS known (code, channel, day, clicks) VALUES (%(code)s, %(channel)s, %(day)s, 1)
+ON CONFLICT (code, channel, day) DO UPDATE SET clicks = known.clicks + 1
+"""

@@ -9,7 +9,6 @@ from typing import Any
 
 from psycopg.sql import SQL, Identifier, Placeholder
 from sqlalchemy import Row, or_, select
-from sqlalchemy.dialects.postgresql import insert
 
 from ledger import accounts, database, grants, outbox, periods, reviews, signals
 from ledger.database import Question, Transaction
@@ -131,12 +130,13 @@ def new_id() -> str:
     return secrets.token_hex(12)
 
 
-def window_of(row: Row[Any]) -> AttributionWindow:
+def window_of(row: Any) -> AttributionWindow:
     """When a referral was clicked, and for how long that counts (rule 15)."""
     return AttributionWindow(row.clicked_at, row.signup_until - row.clicked_at)
 
 
-def _reservation(row: Row[Any]) -> Reservation:
+def reservation_of(row: Any) -> Reservation:
+    """A reserved referral, by its row or by what :func:`asking_reserved` gives."""
     return Reservation(row.referral_id, row.referrer_id, window_of(row), Stage(row.stage))
 
 
@@ -147,37 +147,49 @@ async def reserve(transaction: Transaction, click: ClickedLink, referrer_id: str
     The same account and token always get the same.
     """
     await accounts.lock(transaction, [account_id])
-    for referral_id in (click.referral_id, derived_id(click.referral_id, account_id)):
-        await transaction.execute(
-            insert(referral)
-            .values(
-                referral_id=referral_id,
-                code=click.code,
-                channel=click.channel,
-                referrer_id=referrer_id,
-                referee_id=account_id,
-                clicked_at=click.window.clicked_at,
-                signup_until=click.window.closes_at,
-                lapses_at=click.window.lapses_at,
-                stage=Stage.CLICKED,
-            )
-            .on_conflict_do_nothing(index_elements=[referral.c.referral_id])
-        )
-        row = (await transaction.execute(select(referral).where(referral.c.referral_id == referral_id))).one()
-        if row.referee_id == account_id:
-            break
-    return _reservation(row)
+    *_, rows = await database.at_once(transaction, *reserving(click, referrer_id, account_id))
+    return reservation_of(rows[0])
 
 
-async def reserved(transaction: Transaction, click: ClickedLink, account_id: str) -> Reservation | None:
-    """The referral that is reserved already for this account with this click or code, if there is one."""
-    ids = (click.referral_id, derived_id(click.referral_id, account_id))
-    row = (
-        await transaction.execute(
-            select(referral).where(referral.c.referral_id.in_(ids), referral.c.referee_id == account_id)
-        )
-    ).first()
-    return _reservation(row) if row else None
+def reserving(click: ClickedLink, referrer_id: str, account_id: str) -> tuple[Question, ...]:
+    """Reserves it, as :func:`reserve` does, for an account that is locked; the last one is :func:`asking_reserved`."""
+    ids = _ids_of(click, account_id)
+    values = {
+        "ids": ids,
+        "code": click.code,
+        "channel": click.channel,
+        "referrer": referrer_id,
+        "referee": account_id,
+        "clicked_at": click.window.clicked_at,
+        "signup_until": click.window.closes_at,
+        "lapses_at": click.window.lapses_at,
+        "stage": str(Stage.CLICKED),
+    }
+    return *((_RESERVE, {**values, "referral": each}) for each in ids), asking_reserved(click, account_id)
+
+
+def asking_reserved(click: ClickedLink, account_id: str) -> Question:
+    """Asks for the referral that is reserved for this account with this click or code, if there is one."""
+    return _RESERVED, {"ids": _ids_of(click, account_id), "referee": account_id}
+
+
+def _ids_of(click: ClickedLink, account_id: str) -> list[str]:
+    """The referrals that an account may have by a click, in the order in which they are tried."""
+    return [click.referral_id, derived_id(click.referral_id, account_id)]
+
+
+# Whoever comes second with a token waits for the first one's row, and finds the id taken: the next statement sees that.
+_RESERVE = """
+INSERT INTO referral (referral_id, code, channel, referrer_id, referee_id, clicked_at, signup_until, lapses_at, stage)
+SELECT %(referral)s, %(code)s, %(channel)s, %(referrer)s, %(referee)s, %(clicked_at)s, %(signup_until)s, %(lapses_at)s,
+    %(stage)s
+WHERE NOT EXISTS (SELECT FROM referral WHERE referral_id = ANY(%(ids)s) AND referee_id = %(referee)s)
+ON CONFLICT (referral_id) DO NOTHING
+"""
+_RESERVED = """
+SELECT referral_id, referrer_id, clicked_at, signup_until, stage FROM referral
+WHERE referral_id = ANY(%(ids)s) AND referee_id = %(referee)s
+"""
 
 
 async def standing(transaction: Transaction, account_id: str) -> Reservation | None:
@@ -194,7 +206,7 @@ async def standing(transaction: Transaction, account_id: str) -> Reservation | N
             .limit(1)
         )
     ).first()
-    return _reservation(row) if row else None
+    return reservation_of(row) if row else None
 
 
 async def locked(transaction: Transaction, referral_id: str) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import Row, delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger.database import Transaction
+from ledger import database
+from ledger.database import Question, Transaction
 from ledger.tables import account, card_check, customer, device, ledger_now, referral
 from program.doubts import Finding
 from program.identity import is_pseudonym
@@ -176,17 +177,25 @@ async def saw_device(transaction: Transaction, account_id: str, digest: bytes, *
         digest: the keyed hash of both.
         at_signup: it was the signup that a referral came from: kept apart, for the friend is compared by that alone.
     """
-    statement = insert(device).values(account_id=account_id, hash=digest, at_signup=at_signup, seen_at=ledger_now())
-    await transaction.execute(
-        statement.on_conflict_do_update(
-            index_elements=[device.c.account_id, device.c.hash, device.c.at_signup], set_={"seen_at": ledger_now()}
-        )
-    )
-    same_kind = (device.c.account_id == account_id, device.c.at_signup == at_signup)
-    older = (
-        select(device.c.hash).where(*same_kind).order_by(device.c.seen_at.desc(), device.c.hash).offset(DEVICES_KEPT)
-    )
-    await transaction.execute(delete(device).where(*same_kind, device.c.hash.in_(older)))
+    await database.at_once(transaction, *seeing_device(account_id, digest, at_signup=at_signup))
+
+
+def seeing_device(account_id: str, digest: bytes, *, at_signup: bool = False) -> tuple[Question, Question]:
+    """Remembers it, as :func:`saw_device` does."""
+    values = {"account": account_id, "hash": digest, "at_signup": at_signup, "kept": DEVICES_KEPT}
+    return (_SAW_DEVICE, values), (_FORGET_OLDER, values)
+
+
+_SAW_DEVICE = """
+INSERT INTO device (account_id, hash, at_signup, seen_at)
+VALUES (%(account)s, %(hash)s, %(at_signup)s, ledger_now())
+ON CONFLICT (account_id, hash, at_signup) DO UPDATE SET seen_at = excluded.seen_at
+"""
+_FORGET_OLDER = """
+DELETE FROM device WHERE account_id = %(account)s AND at_signup = %(at_signup)s AND hash IN (
+    SELECT hash FROM device WHERE account_id = %(account)s AND at_signup = %(at_signup)s
+    ORDER BY seen_at DESC, hash OFFSET %(kept)s)
+"""
 
 
 async def forget(transaction: Transaction, account_id: str) -> None:

@@ -3,7 +3,7 @@
 import structlog
 from fastapi import APIRouter, Depends
 
-from ledger import accounts, erasure, facts
+from ledger import accounts, erasure, reports, signals
 from ledger.accounts import Profile
 from starter import devices
 from starter.checks import not_from_the_future
@@ -35,10 +35,9 @@ async def put_account(account_id: AccountId, account: AccountPut, services: Serv
         devices.is_disposable(account.email),
     )
     async with services.database.transaction() as transaction:
-        await accounts.put(transaction, profile, services.hashes)
-        await devices.remember(transaction, services, account_id, account)
-        news = await facts.news_of_account(transaction, account_id, services.plans)
-        standing = await accounts.standing(transaction, account_id, services.plans)
+        news, standing = await reports.account(
+            transaction, profile, services.hashes, services.plans, device=devices.device_of(services, account)
+        )
     # The customer may be linked only now, after the payment was reported and the signup attributed.
     await services.messenger.tell(news, f"account {account_id}")
     cycle = Cycle(start=standing.cycle.start, end=standing.cycle.end) if standing.cycle else None
@@ -59,5 +58,7 @@ async def take_link(account_id: AccountId, request: LinkRequest, services: Servi
     """Give a paid subscriber its own link, always the same; whoever takes it accepts the Program Terms."""
     async with services.database.transaction() as transaction:
         link = await accounts.give_link(transaction, account_id, request.terms_version, services.plans)
-        await devices.remember(transaction, services, account_id, request)
+        device = devices.device_of(services, request)
+        if device is not None:
+            await signals.saw_device(transaction, account_id, device)
     return Link(code=link.code, url=f"{services.settings.public_url}/r/{link.code}")

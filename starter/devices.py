@@ -6,28 +6,22 @@ Rule 19's optional ones; whether any of them matters is the worker's policy.
 from disposable_email_domains import blocklist
 from ua_parser import parse_user_agent
 
-from ledger import signals
-from ledger.database import Transaction
 from program.identity import normalise_email
 from program.signals import Handling
 from starter.models import SeenWith
 from starter.services import Services
 
 
-async def remember(
-    transaction: Transaction, services: Services, account_id: str, seen: SeenWith, *, at_signup: bool = False
-) -> None:
-    """Keep the keyed hash of what an account, which is locked, was seen with.
+def device_of(services: Services, seen: SeenWith) -> bytes | None:
+    """The keyed hash of what an account was seen with, to be kept.
 
-    Nothing is kept where the sign is off, where only one of address and browser was passed, or where no browser is
-    known by what it says of itself: that would be everybody's.
+    There is none where the sign is off, where only one of address and browser was passed, or where no browser is known
+    by what it says of itself: that would be everybody's.
     """
     if services.settings.signal_same_device is Handling.OFF or not (seen.client_ip and seen.user_agent):
-        return
+        return None
     browser = parse_user_agent(seen.user_agent)
-    if browser is not None:
-        device = services.hashes.device(seen.client_ip, browser.family)
-        await signals.saw_device(transaction, account_id, device, at_signup=at_signup)
+    return services.hashes.device(seen.client_ip, browser.family) if browser is not None else None
 
 
 def is_disposable(email: str) -> bool:

@@ -4,9 +4,8 @@ import structlog
 from fastapi import APIRouter, Depends
 
 from activities.telling import start_of
-from ledger import accounts, referrals
-from ledger.accounts import Profile
-from ledger.database import Transaction
+from ledger import reports
+from ledger.accounts import Link, Profile, plain_code
 from ledger.referrals import ClickedLink, Reservation, derived_id
 from program.referral import AttributionWindow, Stage, code_given_at
 from starter import devices
@@ -33,9 +32,10 @@ async def report_signup(signup: SignupRequest, services: Serving) -> SignupAccep
     """Report a signup that came with a referral token or code. Whether it counts is decided by the referral's run."""
     now = services.now()
     not_from_the_future(signup.created_at, now)
+    click = _click(services, signup)
     async with services.database.transaction() as transaction:
-        click, referrer_id = await _click(transaction, services, signup)
-        reservation = await referrals.reserved(transaction, click, signup.account_id)
+        found, reservation = await reports.before_signup(transaction, click, signup.account_id)
+        link = _the_link(found, services, signup)
         if reservation is None:
             if not click.window.admits(signup.created_at) or click.window.lapsed(now):
                 services.metrics.signups.labels("lapsed").inc()
@@ -46,33 +46,42 @@ async def report_signup(signup: SignupRequest, services: Serving) -> SignupAccep
                 signup.created_at,
                 disposable_email=devices.is_disposable(signup.email),
             )
-            await accounts.put(transaction, profile, services.hashes)
-            await devices.remember(transaction, services, signup.account_id, signup, at_signup=True)
-            reservation = await referrals.reserve(transaction, click, referrer_id, signup.account_id)
+            reservation = await reports.signup(
+                transaction,
+                profile,
+                click,
+                link.account_id,
+                services.hashes,
+                device=devices.device_of(services, signup),
+            )
     await _tell_run(services, reservation, signup.account_id)
     return SignupAccepted(referral_id=reservation.referral_id)
 
 
-async def _click(transaction: Transaction, services: Services, signup: SignupRequest) -> tuple[ClickedLink, str]:
-    """The click that a signup goes back to, and whose link it was."""
+def _click(services: Services, signup: SignupRequest) -> ClickedLink:
+    """The click that a signup goes back to, or would, if there is a link with that code."""
     if signup.referral_token is not None:
         try:
-            click = services.tokens.read(signup.referral_token)
+            return services.tokens.read(signup.referral_token)
         except InvalidTokenError:
             services.metrics.signups.labels("invalid").inc()
             raise ProblemError(422, "invalid-referral-token", "The referral token was not signed here.") from None
-        link = await accounts.link_with_code(transaction, click.code)
-        if link is None:
-            services.metrics.signups.labels("invalid").inc()
-            raise ProblemError(422, "invalid-referral-token", "The referral token names a link that does not exist.")
-        return click, link.account_id
-    link = await accounts.link_with_code(transaction, signup.referral_code or "")
-    if link is None or link.erased:
-        services.metrics.signups.labels("invalid").inc()
-        raise ProblemError(422, "invalid-referral-code", "There is no link with that code.")
+    code = plain_code(signup.referral_code or "")
     given_at = code_given_at(signup.created_at, services.now())
     window = AttributionWindow(given_at, services.settings.attribution_window)
-    return ClickedLink(derived_id(link.code, signup.account_id), link.code, "code", window), link.account_id
+    return ClickedLink(derived_id(code, signup.account_id), code, "code", window)
+
+
+def _the_link(found: Link | None, services: Services, signup: SignupRequest) -> Link:
+    """The link that a signup goes back to: whoever followed it before its account was erased counts (rule 23)."""
+    if signup.referral_token is not None:
+        if found is None:
+            services.metrics.signups.labels("invalid").inc()
+            raise ProblemError(422, "invalid-referral-token", "The referral token names a link that does not exist.")
+    elif found is None or found.erased:
+        services.metrics.signups.labels("invalid").inc()
+        raise ProblemError(422, "invalid-referral-code", "There is no link with that code.")
+    return found
 
 
 async def _tell_run(services: Services, reservation: Reservation, account_id: str) -> None:

@@ -33,7 +33,7 @@ from billing.api import StripeApi
 from billing.cards import Cards
 from billing.events import reduce_event
 from devstack.postgres import APP, OWNER, EmbeddedPostgres
-from ledger import accounts, decisions, erasure, facts, late_prices, queries, referrals
+from ledger import accounts, decisions, erasure, facts, late_prices, queries, referrals, reports
 from ledger.accounts import Link, Profile
 from ledger.database import Database, Transaction
 from ledger.decisions import Decision, DecisionResult
@@ -322,8 +322,7 @@ class World:
         await self.clock.now()
         async with self.database.transaction() as transaction:
             profile = Profile(friend.account_id, friend.email, friend.created_at)
-            await accounts.put(transaction, profile, HASHES)
-            reservation = await referrals.reserve(transaction, click, referrer.account_id, friend.account_id)
+            reservation = await reports.signup(transaction, profile, click, referrer.account_id, HASHES)
         start = ReferralStart(
             reservation.referral_id, referrer.account_id, click.window.clicked_at, click.window.lapses_at
         )
@@ -367,7 +366,7 @@ class World:
         """The paid period that an account is in."""
         await self.clock.now()
         async with self.database.transaction() as transaction:
-            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+            cycle = (await accounts.standing_seen(transaction, member.account_id, self.plans)).cycle
         assert cycle is not None, "the account is in no paid period"
         return cycle
 
@@ -451,8 +450,9 @@ class Books:
     async def put_in(self, transaction: Transaction, member: Member, *, linked: bool = False) -> News:
         """The same, as a part of a transaction."""
         customer = member.customer_id if linked else None
-        await accounts.put(transaction, Profile(member.account_id, member.email, member.created_at, customer), HASHES)
-        return await facts.news_of_account(transaction, member.account_id, self.plans)
+        profile = Profile(member.account_id, member.email, member.created_at, customer)
+        news, _ = await reports.account(transaction, profile, HASHES, self.plans)
+        return news
 
     async def subscriber(
         self, name: str = "referrer", *, plan: str = "pro", started: timedelta = MONTH / 2, length: timedelta = MONTH
@@ -515,8 +515,8 @@ class Books:
         self, transaction: Transaction, click: ClickedLink, referrer: Member, friend: Member
     ) -> Reservation:
         """The same, as a part of a transaction."""
-        await accounts.put(transaction, Profile(friend.account_id, friend.email, friend.created_at), HASHES)
-        return await referrals.reserve(transaction, click, referrer.account_id, friend.account_id)
+        profile = Profile(friend.account_id, friend.email, friend.created_at)
+        return await reports.signup(transaction, profile, click, referrer.account_id, HASHES)
 
     async def attribute(self, referral_id: str) -> AttributionResult:
         """Look at a signup."""
@@ -571,7 +571,7 @@ class Books:
         """The paid period that an account is in."""
         await self.clock.now()
         async with self.database.transaction() as transaction:
-            cycle = (await accounts.standing(transaction, member.account_id, self.plans)).cycle
+            cycle = (await accounts.standing_seen(transaction, member.account_id, self.plans)).cycle
         assert cycle is not None, "the account is in no paid period"
         return cycle
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ledger import accounts, signals, usage
+from ledger import accounts, reports, signals, usage
 from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, UnknownAccountError
 from program.eligibility import Refusal
 from program.identity import normalise_email
@@ -189,6 +189,27 @@ async def test_rule_23_said_again_it_changes_nothing_and_names_the_same_runs(boo
         await books.put(friend)
 
 
+async def test_rule_23_what_is_reported_of_an_erased_account_leaves_nothing_behind(
+    books: Books, owner: psycopg.Connection
+) -> None:
+    referrer, member = await books.subscriber(), await books.someone()
+    click = await books.click(referrer)
+    await books.put(member)
+    await books.erase(member)
+    before = {table: await books.rows(f"SELECT * FROM {table}") for table in ("account", "identity", "customer")}  # noqa: S608
+    said = accounts.Profile(member.account_id, "new@example.com", member.created_at, "cus_new", "Frederica")
+    device = HASHES.device("203.0.113.9", "Firefox")
+    with pytest.raises(AccountErasedError):
+        async with books.database.transaction() as transaction:
+            await reports.account(transaction, said, HASHES, books.plans, device=device)
+    with pytest.raises(AccountErasedError):
+        async with books.database.transaction() as transaction:
+            await reports.signup(transaction, said, click, referrer.account_id, HASHES, device=device)
+    assert {table: await books.rows(f"SELECT * FROM {table}") for table in before} == before  # noqa: S608
+    assert traces(owner, "cus_new", "new@example.com", "Frederica") == []
+    assert await books.rows("SELECT 1 FROM referral") == await books.rows("SELECT 1 FROM device") == []
+
+
 async def test_rule_23_nobody_can_erase_whom_nobody_knows(books: Books) -> None:
     with pytest.raises(UnknownAccountError):
         await books.erase(await books.someone())
@@ -237,6 +258,18 @@ async def test_rule_23_erasing_takes_turns_with_everything_that_concerns_the_acc
             id=referral_id,
         )
         assert lots == ([] if stage is Stage.REFUSED else [("referee", 0, True), ("referrer", 90, False)])
+
+
+async def test_rule_23_a_signup_told_again_after_the_erasing_gets_its_answer_and_a_new_one_is_refused(
+    starter: Starter,
+) -> None:
+    code = await starter.link(await starter.subscriber())
+    fred = person("fred")
+    referral_id = await starter.signed_up(fred, referral_code=code)
+    assert (await starter.call("DELETE", f"/v1/accounts/{fred.account_id}")).status_code == 204
+    assert await starter.signed_up(fred, referral_code=code) == referral_id
+    visit = await starter.click(code)
+    assert (await starter.sign_up(fred, referral_token=visit.token)).status_code == 410
 
 
 async def test_rule_23_over_http_it_may_be_repeated_and_the_rest_answers_404_or_410(starter: Starter) -> None:

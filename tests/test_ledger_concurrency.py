@@ -9,19 +9,20 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pytest
 from sqlalchemy import text
 
 from billing.events import reduce_event
-from ledger import accounts, erasure, facts, referrals
-from ledger.accounts import Profile
+from ledger import accounts, erasure, facts, referrals, reports
+from ledger.accounts import AccountErasedError, Profile, Standing
 from ledger.database import Database, Transaction
 from ledger.erasure import ErasedSide
 from ledger.facts import News
-from ledger.referrals import AttributionResult, CreditResult, ExpiryResult
+from ledger.referrals import AttributionResult, CreditResult, ExpiryResult, Reservation, derived_id
 from program.plans import Plans
 from program.referral import Role, Stage
 from program.signals import SignalPolicy
@@ -214,11 +215,137 @@ async def test_rule_16_simultaneous_signups_with_one_token_get_a_referral_for_ea
     assert len(await books.rows("SELECT 1 FROM referral")) == 2
 
 
+@pytest.mark.parametrize("whose", ["another's", "the same account's"])
+async def test_rule_16_a_signup_under_way_makes_another_one_with_its_token_wait(
+    books: Books, crowd: Database, whose: str
+) -> None:
+    referrer, friend = await books.subscriber(), await books.someone()
+    other = await books.someone() if whose == "another's" else friend
+    click = await books.click(referrer)
+
+    def signing_up(who: Member) -> Step[Reservation]:
+        return lambda transaction: books.reserve_in(transaction, click, referrer, who)
+
+    first, second = Actor(crowd, signing_up(friend)), Actor(crowd, signing_up(other))
+    await first.begin()
+    await second.begin()
+    assert await second.waits()
+    [of_friend], [of_other] = await first.result(), await second.result()
+    assert of_friend.referral_id == click.referral_id
+    own = click.referral_id if other is friend else derived_id(click.referral_id, other.account_id)
+    assert of_other.referral_id == own
+    expected = {(click.referral_id, friend.account_id), (own, other.account_id)}
+    assert set(await books.rows("SELECT referral_id, referee_id FROM referral")) == expected
+
+
+async def test_rule_16_a_signup_that_is_undone_leaves_the_token_to_whoever_waited(
+    books: Books, crowd: Database
+) -> None:
+    referrer, friend, other = await books.subscriber(), await books.someone(), await books.someone()
+    click = await books.click(referrer)
+    waiting = Actor(crowd, lambda transaction: books.reserve_in(transaction, click, referrer, other))
+    async with crowd.transaction() as undone:
+        assert (await books.reserve_in(undone, click, referrer, friend)).referral_id == click.referral_id
+        await waiting.begin()
+        assert await waiting.waits()
+        await undone.rollback()
+    [reservation] = await waiting.result()
+    assert reservation.referral_id == click.referral_id
+    assert await books.rows("SELECT referee_id FROM referral") == [(other.account_id,)]
+
+
 async def test_simultaneous_reports_of_a_new_account_make_one(books: Books) -> None:
     friend = await books.someone()
     await asyncio.gather(*(books.put(friend, linked=number % 2 == 0) for number in range(10)))
     assert await books.rows("SELECT account_id FROM account") == [(friend.account_id,)]
     assert await books.rows("SELECT account_id FROM customer") == [(friend.account_id,)]
+
+
+def _reporting(books: Books, member: Member, customer: str | None, **what: Any) -> Step[Standing]:
+    async def report(transaction: Transaction) -> Standing:
+        profile = replace(Profile(member.account_id, member.email, member.created_at, customer), **what)
+        _, standing = await reports.account(transaction, profile, HASHES, books.plans)
+        return standing
+
+    return report
+
+
+async def test_of_two_first_reports_of_an_account_the_later_one_knows_what_the_earlier_one_said(
+    books: Books, crowd: Database
+) -> None:
+    member = await books.someone()
+    await books.pay(member)
+    first = Actor(crowd, _reporting(books, member, member.customer_id, first_name="Ada"))
+    # Not even the e-mail is the same: all that they share is the account, which nobody has seen yet.
+    second = Actor(crowd, _reporting(books, member, None, email="another@example.com"))
+    await first.begin()
+    await second.begin()
+    assert await second.waits()
+    assert [(standing.paid, standing.plan) for standing in await first.result() + await second.result()] == [
+        (True, "pro"),
+        (True, "pro"),
+    ]
+    assert await books.rows("SELECT account_id, first_name FROM account") == [(member.account_id, "Ada")]
+    assert len(await books.rows("SELECT 1 FROM identity WHERE kind = 'email'")) == 2
+
+
+async def test_a_checkout_under_way_makes_the_first_report_of_its_account_wait(books: Books, crowd: Database) -> None:
+    member = await books.someone()
+    await books.pay(member)
+    checkout = Actor(crowd, _applying(books, checkout_completed(member.customer_id, member.account_id)))
+    report = Actor(crowd, _reporting(books, member, None))
+    await checkout.begin()
+    await report.begin()
+    assert await report.waits(), "the customer is named by the checkout alone: they share the account"
+    await checkout.result()
+    assert [standing.paid for standing in await report.result()] == [True]
+
+
+@pytest.mark.parametrize("first", ["erasing", "report"])
+async def test_rule_23_a_report_that_links_another_customer_while_the_account_is_erased_leaves_none_in_the_clear(
+    books: Books, crowd: Database, first: str
+) -> None:
+    member = await books.someone()
+    await books.put(member, linked=True)
+    erasing: Actor[list[ErasedSide]] = Actor(crowd, lambda tx: erasure.erase(tx, member.account_id, HASHES))
+    report = Actor(crowd, _reporting(books, member, "cus_another"))
+    if first == "erasing":
+        await erasing.begin()
+        await report.begin()
+        assert await report.waits()
+        await erasing.result()
+        with pytest.raises(AccountErasedError):
+            await report.result()
+    else:
+        await report.begin()
+        await erasing.begin()
+        assert await erasing.waits()
+        await report.result()
+        await erasing.result()
+    hidden = {member.customer_id} if first == "erasing" else {member.customer_id, "cus_another"}
+    known = {(HASHES.pseudonym(customer_id), member.account_id) for customer_id in hidden}
+    assert set(await books.rows("SELECT customer_id, account_id FROM customer")) == known
+
+
+@pytest.mark.parametrize("first", ["erasing", "report"])
+async def test_rules_18_and_23_a_customer_reported_for_another_account_while_its_own_is_erased_stays_hidden(
+    books: Books, crowd: Database, first: str
+) -> None:
+    member, other = await books.someone(), await books.someone()
+    await books.put(member, linked=True)
+    await books.pay(member)
+    erasing: Actor[object] = Actor(crowd, lambda tx: erasure.erase(tx, member.account_id, HASHES))
+    report: Actor[object] = Actor(crowd, _reporting(books, other, member.customer_id))
+    one, two = (erasing, report) if first == "erasing" else (report, erasing)
+    await one.begin()
+    await two.begin()
+    assert await two.waits()
+    await one.result()
+    await two.result()
+    known = await books.rows("SELECT customer_id, account_id FROM customer")
+    assert known == [(HASHES.pseudonym(member.customer_id), member.account_id)]
+    async with crowd.transaction() as transaction:
+        assert not (await accounts.standing_seen(transaction, other.account_id, books.plans)).paid
 
 
 # Different referrals of one account, and circles

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from billing.events import reduce_event
 from devstack.postgres import EmbeddedPostgres
-from ledger import accounts, facts, late_prices, queries, referrals, usage
+from ledger import accounts, facts, late_prices, queries, reports, usage
 from ledger.accounts import NotAPaidSubscriberError, Profile
 from ledger.database import Database
 from ledger.facts import News
@@ -152,8 +152,7 @@ class Life:
         customer = self.real(told.customer) if told.customer else None
         profile = Profile(self.real(told.account), self.real(told.email), told.created_at, customer)
         async with self.books.database.transaction() as transaction:
-            await accounts.put(transaction, profile, HASHES)
-            news = await facts.news_of_account(transaction, profile.account_id, self.books.plans)
+            news, _ = await reports.account(transaction, profile, HASHES, self.books.plans)
         self._tell(news)
         self.model.put(told.account, told.email, told.created_at, told.customer)
 
@@ -180,10 +179,7 @@ class Life:
             return
         profile = Profile(self.real(told.account), self.real(told.email), told.created_at)
         async with self.books.database.transaction() as transaction:
-            await accounts.put(transaction, profile, HASHES)
-            made: Reservation = await referrals.reserve(
-                transaction, click, self.real(told.referrer), profile.account_id
-            )
+            made: Reservation = await reports.signup(transaction, profile, click, self.real(told.referrer), HASHES)
         # Where the first person with a token never came to sign up, a second one has the click's own referral.
         name = next((name for name, actual in self.ids.items() if actual == made.referral_id), told.name)
         self.ids[name] = made.referral_id
