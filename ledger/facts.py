@@ -336,11 +336,11 @@ async def _understood(
     transaction: Transaction, whose: Mapping[str, Any], found: Sequence[Sequence[Any]], plans: Plans, *, again: bool
 ) -> News:
     """The news, from what :func:`_looks` found."""
-    locked, meant, *news = found
+    locked, meant, news = found[0], found[1], found[2:]
     missing = {row.account_id for row in meant} - {row.account_id for row in locked}
     if missing and await accounts.lock(transaction, missing):
         # One was made meanwhile, and is locked only now.
-        _, _, *news = await database.at_once(transaction, *_looks(whose))
+        news = (await database.at_once(transaction, *_looks(whose)))[2:]
     return await news_found(transaction, news, plans, again=again)
 
 
