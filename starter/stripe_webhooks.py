@@ -60,9 +60,7 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
     if not event.facts:
         services.metrics.stripe_events.labels(kind, "not_ours").inc()
         return WebhookAnswer(handled=False)
-    async with services.database.statement() as statement:
-        kept = await facts.keep(statement, event, services.hashes)
-    news = News() if kept else await _apply_and_tell(event, services)
+    news = News() if await services.keeping.keep(event) else await _apply_and_tell(event, services)
     services.metrics.stripe_events.labels(kind, "handled").inc()
     log.info(
         "event handled",

@@ -1,0 +1,114 @@
+"""Stripe's events that concern no run are stored together: what comes while a journey is under way shares the next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from billing.facts import EventFacts
+from ledger import facts
+from ledger.database import Database
+from program.identity import IdentityHash
+from starter.problems import database_is_away
+
+TOGETHER = 64
+"""Events in one transaction, at most."""
+
+JOURNEYS = 2
+"""Transactions under way at once, at most: while one writes to the disk, the next is put together."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An event, by what it takes turns with others, and who waits to hear whether it was stored."""
+
+    event: EventFacts
+    turns: frozenset[str]
+    answer: asyncio.Future[bool]
+
+
+class Keeping:
+    """Stores events for whoever asks, several in one transaction where several ask at once.
+
+    Nobody waits for company: an event that comes while nothing is under way goes at once, alone. And nobody waits for
+    a stranger's lock, or suffers by a stranger's error.
+    """
+
+    def __init__(self, database: Database, hashes: IdentityHash) -> None:
+        """Store into `database`; `hashes` is for what outlives an account."""
+        self._database = database
+        self._hashes = hashes
+        self._waiting: deque[_Waiting] = deque()
+        self._turns: set[str] = set()
+        self._journeys: set[asyncio.Task[None]] = set()
+
+    async def keep(self, event: EventFacts) -> bool:
+        """Store an event that concerns no run.
+
+        Returns:
+            Whether it is stored, and committed, and nobody has to be told; if not, nothing was (`ledger.facts.keep`).
+
+        Raises:
+            SQLAlchemyError: the database refused this very event, or is away.
+        """
+        turns = facts.turns(event)
+        if not turns:
+            return False
+        waiting = _Waiting(event, turns, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._set_out()
+        return await waiting.answer
+
+    def _set_out(self) -> None:
+        while len(self._journeys) < JOURNEYS and (together := self._next()):
+            self._turns = self._turns.union(*(each.turns for each in together))
+            # A task of its own: whoever asked may go away, and the others still wait.
+            journey = asyncio.create_task(self._journey(together))
+            self._journeys.add(journey)
+            journey.add_done_callback(partial(self._back, together))
+
+    def _back(self, together: Sequence[_Waiting], journey: asyncio.Task[None]) -> None:
+        self._journeys.discard(journey)
+        self._turns = self._turns.difference(*(each.turns for each in together))
+        self._set_out()
+
+    def _next(self) -> list[_Waiting]:
+        """Those who go together now: the first to come, but whoever has to take turns with one before it waits."""
+        together: list[_Waiting] = []
+        later: list[_Waiting] = []
+        taken = set(self._turns)
+        while self._waiting and len(together) < TOGETHER:
+            each = self._waiting.popleft()
+            if each.answer.done():  # it went away
+                continue
+            (together if taken.isdisjoint(each.turns) else later).append(each)
+            taken |= each.turns
+        self._waiting.extendleft(reversed(later))
+        return together
+
+    async def _journey(self, together: Sequence[_Waiting]) -> None:
+        try:
+            await self._store(together)
+        finally:
+            for each in together:
+                each.answer.cancel()  # who has no answer yet gets none: the program ends
+
+    async def _store(self, together: Sequence[_Waiting]) -> None:
+        try:
+            async with self._database.statement() as statement:
+                kept = await facts.keep(statement, [each.event for each in together], self._hashes)
+        except Exception as error:
+            if len(together) > 1 and not database_is_away(error):
+                # One of them is refused, and it is found by halving: the others have nothing to do with it.
+                middle = len(together) // 2
+                await self._store(together[:middle])
+                await self._store(together[middle:])
+                return
+            for each in together:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            return
+        for each in together:
+            if not each.answer.done():
+                each.answer.set_result(each.event.event_id in kept)
