@@ -187,11 +187,13 @@ async def keep(statement: Transaction, events: Sequence[EventFacts], hashes: Ide
         "names": [name for each in told for name in each["names"]],
         "customers": [name for each in told for name in each["customers"]],
     }
-    awaiting = [str(stage) for stage in Stage if stage.awaits_payment]
+    values = {
+        "events": Jsonb(told),
+        "ids": [each["event_id"] for each in told],
+        "awaiting": [str(stage) for stage in Stage if stage.awaits_payment],
+    }
     try:
-        _, rows = await database.at_once(
-            statement, (_TRY_LOCKS, locks), (_KEEP, {"events": Jsonb(told), "awaiting": awaiting})
-        )
+        _, rows = await database.at_once(statement, (_TRY_LOCKS, locks), (_KEEP, values))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             return set()  # one of them is just being stored by somebody else: each waits for itself alone
@@ -278,15 +280,14 @@ WITH told AS MATERIALIZED (
     INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
     SELECT event_id, type, created_at, ledger_now(), ledger_now() FROM told, held
     WHERE told.names <@ held.names
+        -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
         AND NOT EXISTS (SELECT FROM customer LEFT JOIN account USING (account_id)
-            WHERE customer_id = ANY(told.customers) AND customer.account_id IS NOT NULL AND (
-                -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
-                account.created_at IS NULL
-                OR 'account ' || customer.account_id <> ALL(held.names)
-                OR EXISTS (SELECT FROM referral
-                    WHERE referee_id = customer.account_id AND stage = ANY(%(awaiting)s))
-                OR EXISTS (SELECT FROM grant_lot
-                    WHERE grant_lot.account_id = customer.account_id AND expired_at IS NULL AND voided_at IS NULL)))
+            WHERE customer_id = ANY(told.customers) AND customer.account_id IS NOT NULL
+                AND (account.created_at IS NULL OR 'account ' || customer.account_id <> ALL(held.names)))
+        AND NOT EXISTS (SELECT FROM customer JOIN referral ON referee_id = customer.account_id
+            WHERE customer_id = ANY(told.customers) AND stage = ANY(%(awaiting)s::text[]))
+        AND NOT EXISTS (SELECT FROM customer JOIN grant_lot USING (account_id)
+            WHERE customer_id = ANY(told.customers) AND expired_at IS NULL AND voided_at IS NULL)
         AND NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(told.hidden))
         AND NOT EXISTS (SELECT FROM referral WHERE qualifying_invoice = ANY(told.invoices))
     ON CONFLICT DO NOTHING RETURNING event_id
@@ -307,7 +308,7 @@ WITH told AS MATERIALIZED (
     {_SAME_PERIOD}
 )
 SELECT event_id FROM kept
-UNION ALL SELECT event_id FROM stripe_event JOIN told USING (event_id) WHERE signalled_at IS NOT NULL
+UNION ALL SELECT event_id FROM stripe_event WHERE event_id = ANY(%(ids)s::text[]) AND signalled_at IS NOT NULL
 """  # noqa: S608 - of our own words
 _RECEIVE = """
 INSERT INTO stripe_event (event_id, type, created_at, received_at)
