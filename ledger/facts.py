@@ -280,10 +280,9 @@ WITH told AS MATERIALIZED (
     INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
     SELECT event_id, type, created_at, ledger_now(), ledger_now() FROM told, held
     WHERE told.names <@ held.names
-        -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
-        AND NOT EXISTS (SELECT FROM customer LEFT JOIN account USING (account_id)
-            WHERE customer_id = ANY(told.customers) AND customer.account_id IS NOT NULL
-                AND (account.created_at IS NULL OR 'account ' || customer.account_id <> ALL(held.names)))
+        -- Also where a checkout named an account that is not reported yet: who reports it takes turns by another lock.
+        AND NOT EXISTS (SELECT FROM customer
+            WHERE customer_id = ANY(told.customers) AND 'account ' || account_id <> ALL(held.names))
         AND NOT EXISTS (SELECT FROM customer JOIN referral ON referee_id = customer.account_id
             WHERE customer_id = ANY(told.customers) AND stage = ANY(%(awaiting)s::text[]))
         AND NOT EXISTS (SELECT FROM customer JOIN grant_lot USING (account_id)
