@@ -251,7 +251,7 @@ WITH free AS MATERIALIZED (
     SELECT account_id FROM account WHERE account_id IN (
         SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s::text[])) FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT set_config('lock_timeout', '100ms', true) AS patience, set_config('referrals.held', (
+SELECT set_config('lock_timeout', '200ms', true) AS patience, set_config('referrals.held', (
     SELECT coalesce(array_agg(name), '{}')::text
     FROM (SELECT name FROM free UNION ALL SELECT 'account ' || account_id FROM owner) held), true) AS held
 """

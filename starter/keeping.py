@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from billing.facts import EventFacts
 from ledger import facts
 from ledger.database import Database
@@ -15,8 +17,13 @@ from starter.problems import database_is_away
 TOGETHER = 64
 """Events in one transaction, at most."""
 
-JOURNEYS = 2
-"""Transactions under way at once, at most: while one writes to the disk, the next is put together."""
+SLOW_SECONDS = 0.05
+"""A journey that takes longer is waited for no more: the next one sets out meanwhile."""
+
+JOURNEYS = 4
+"""Under way at once, at most."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Keeping:
         self._waiting: deque[_Waiting] = deque()
         self._turns: set[str] = set()
         self._journeys: set[asyncio.Task[None]] = set()
+        self._awaited: asyncio.Task[None] | None = None
 
     async def keep(self, event: EventFacts) -> bool:
         """Store an event that concerns no run.
@@ -61,16 +69,28 @@ class Keeping:
         return await waiting.answer
 
     def _set_out(self) -> None:
-        while len(self._journeys) < JOURNEYS and (together := self._next()):
-            self._turns = self._turns.union(*(each.turns for each in together))
-            # A task of its own: whoever asked may go away, and the others still wait.
-            journey = asyncio.create_task(self._journey(together))
-            self._journeys.add(journey)
-            journey.add_done_callback(partial(self._back, together))
+        if self._awaited or len(self._journeys) == JOURNEYS:
+            return
+        together = self._next()
+        if not together:
+            return
+        loop = asyncio.get_running_loop()
+        self._turns = self._turns.union(*(each.turns for each in together))
+        # A task of its own: whoever asked may go away, and the others still wait.
+        self._awaited = journey = loop.create_task(self._journey(together))
+        self._journeys.add(journey)
+        journey.add_done_callback(partial(self._back, together))
+        loop.call_later(SLOW_SECONDS, self._go_on, journey)
 
     def _back(self, together: Sequence[_Waiting], journey: asyncio.Task[None]) -> None:
         self._journeys.discard(journey)
         self._turns = self._turns.difference(*(each.turns for each in together))
+        self._go_on(journey)
+
+    def _go_on(self, journey: asyncio.Task[None]) -> None:
+        """Wait for a journey no more: it is back, or slow."""
+        if self._awaited is journey:
+            self._awaited = None
         self._set_out()
 
     def _next(self) -> list[_Waiting]:
@@ -109,6 +129,8 @@ class Keeping:
                 if not each.answer.done():
                     each.answer.set_exception(error)
             return
+        if kept:
+            log.info("events kept", event_ids=sorted(kept))
         for each in together:
             if not each.answer.done():
                 each.answer.set_result(each.event.event_id in kept)

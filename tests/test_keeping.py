@@ -279,6 +279,23 @@ async def test_an_event_that_somebody_else_is_just_storing_is_not_waited_for_lon
     assert not await keeping.keep(event), "it is stored, and nobody knows who was told"
 
 
+async def test_a_slow_journey_is_not_waited_for(books: Books, keeping: Keeping) -> None:
+    stuck, *others = [paid() for _ in range(12)]
+    answered: list[str] = []
+
+    async def ask(event: EventFacts) -> None:
+        await keeping.keep(event)
+        answered.append(event.event_id)
+
+    async with books.database.transaction() as slow:
+        row = {"event_id": stuck.event_id, "type": stuck.type, "created_at": START, "received_at": START}
+        await slow.execute(insert(stripe_event).values(**row))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(ask(event) for event in (stuck, *others)))
+    assert answered[0] != stuck.event_id, "it asked first, and went alone"
+    assert all([await is_stored(books, event) for event in others])
+
+
 # Whom others' errors concern
 
 
@@ -300,12 +317,16 @@ async def test_an_event_that_the_database_refuses_is_nobody_elses_error(
 async def test_whoever_goes_away_takes_nobody_along(books: Books, keeping: Keeping) -> None:
     events = [paid() for _ in range(40)]
     asking = [asyncio.create_task(keeping.keep(event)) for event in events]
-    await asyncio.sleep(0)  # all have asked now, and the first are under way
-    for each in asking[::3]:
+    await asyncio.sleep(0)  # all have asked now: the first is under way, and the others wait
+    for each in asking[2::4]:
         each.cancel()
     async with asyncio.timeout(10):
+        await asking[0]
+        # Now the others are under way.
+        for each in asking[3::4]:
+            each.cancel()
         answers = await asyncio.gather(*asking, return_exceptions=True)
-    stayed = [number for number in range(len(events)) if number % 3]
+    stayed = [number for number in range(len(events)) if number % 4 < 2]
     assert [answers[number] for number in stayed] == [True] * len(stayed)
     assert all([await is_stored(books, events[number]) for number in stayed])
     assert all(await keep_all(keeping, events)), "what was not heard of may come again"
