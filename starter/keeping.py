@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -38,8 +37,8 @@ class _Waiting:
 class Keeping:
     """Stores events for whoever asks, several in one transaction where several ask at once.
 
-    Nobody waits for company: an event that comes while nothing is under way goes at once, alone. And nobody waits for
-    a stranger's lock, or suffers by a stranger's error.
+    Nobody waits for company: with nothing under way, an event goes at once with those that have arrived like itself.
+    And nobody waits for a stranger's lock, or suffers by a stranger's error.
     """
 
     def __init__(self, database: Database, hashes: IdentityHash) -> None:
@@ -47,8 +46,7 @@ class Keeping:
         self._database = database
         self._hashes = hashes
         self._waiting: deque[_Waiting] = deque()
-        self._turns: set[str] = set()
-        self._journeys: set[asyncio.Task[None]] = set()
+        self._journeys: dict[asyncio.Task[None], list[_Waiting]] = {}
         self._awaited: asyncio.Task[None] | None = None
 
     async def keep(self, event: EventFacts) -> bool:
@@ -69,35 +67,47 @@ class Keeping:
         return await waiting.answer
 
     def _set_out(self) -> None:
-        if self._awaited or len(self._journeys) == JOURNEYS:
-            return
-        together = self._next()
-        if not together:
+        if self._awaited or len(self._journeys) == JOURNEYS or not self._waiting:
             return
         loop = asyncio.get_running_loop()
-        self._turns = self._turns.union(*(each.turns for each in together))
         # A task of its own: whoever asked may go away, and the others still wait.
-        self._awaited = journey = loop.create_task(self._journey(together))
-        self._journeys.add(journey)
-        journey.add_done_callback(partial(self._back, together))
+        self._awaited = journey = loop.create_task(self._journey())
+        self._journeys[journey] = []
+        journey.add_done_callback(self._back)
         loop.call_later(SLOW_SECONDS, self._go_on, journey)
 
-    def _back(self, together: Sequence[_Waiting], journey: asyncio.Task[None]) -> None:
-        self._journeys.discard(journey)
-        self._turns = self._turns.difference(*(each.turns for each in together))
-        self._go_on(journey)
-
     def _go_on(self, journey: asyncio.Task[None]) -> None:
-        """Wait for a journey no more: it is back, or slow."""
+        """Wait no more for a journey that is slow."""
         if self._awaited is journey:
             self._awaited = None
-        self._set_out()
+            self._set_out()
+
+    def _back(self, journey: asyncio.Task[None]) -> None:
+        together = self._journeys.pop(journey)
+        for each in together:
+            each.answer.cancel()  # who has no answer by now gets none: the program ends
+        if self._awaited is journey:
+            self._awaited = None
+        if together:  # else all who wait have to take turns with a slow one
+            self._set_out()
+
+    async def _journey(self) -> None:
+        # What was read from the network together comes one after the other, each two turns of the loop after its bytes.
+        here = 0
+        while here < len(self._waiting) < TOGETHER:
+            here = len(self._waiting)
+            for _ in range(2):
+                await asyncio.sleep(0)
+        together = self._next()
+        if together and (journey := asyncio.current_task()):
+            self._journeys[journey] = together
+            await self._store(together)
 
     def _next(self) -> list[_Waiting]:
         """Those who go together now: the first to come, but whoever has to take turns with one before it waits."""
         together: list[_Waiting] = []
         later: list[_Waiting] = []
-        taken = set(self._turns)
+        taken = {turn for under_way in self._journeys.values() for each in under_way for turn in each.turns}
         while self._waiting and len(together) < TOGETHER:
             each = self._waiting.popleft()
             if each.answer.done():  # it went away
@@ -106,13 +116,6 @@ class Keeping:
             taken |= each.turns
         self._waiting.extendleft(reversed(later))
         return together
-
-    async def _journey(self, together: Sequence[_Waiting]) -> None:
-        try:
-            await self._store(together)
-        finally:
-            for each in together:
-                each.answer.cancel()  # who has no answer yet gets none: the program ends
 
     async def _store(self, together: Sequence[_Waiting]) -> None:
         try:

@@ -54,6 +54,12 @@ async def keep_all(keeping: Keeping, events: Iterable[EventFacts]) -> list[bool]
         return await asyncio.gather(*(keeping.keep(event) for event in events))
 
 
+async def set_out() -> None:
+    """Let those who have asked be under way."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def is_stored(books: Books, event: EventFacts) -> bool:
     """Whether an event is stored, with its invoice and its customer; it must be all of it, or nothing."""
     fact = period_paid(event)
@@ -279,21 +285,27 @@ async def test_an_event_that_somebody_else_is_just_storing_is_not_waited_for_lon
     assert not await keeping.keep(event), "it is stored, and nobody knows who was told"
 
 
-async def test_a_slow_journey_is_not_waited_for(books: Books, keeping: Keeping) -> None:
-    stuck, *others = [paid() for _ in range(12)]
-    answered: list[str] = []
+async def test_a_slow_journey_is_waited_for_only_by_those_who_take_turns_with_it(
+    books: Books, keeping: Keeping
+) -> None:
+    member = await books.someone()
+    stuck, after, *others = paid(member), paid(member, START + MONTH), *(paid() for _ in range(12))
+    answered: dict[str, bool] = {}
 
     async def ask(event: EventFacts) -> None:
-        await keeping.keep(event)
-        answered.append(event.event_id)
+        answered[event.event_id] = await keeping.keep(event)
 
     async with books.database.transaction() as slow:
         row = {"event_id": stuck.event_id, "type": stuck.type, "created_at": START, "received_at": START}
         await slow.execute(insert(stripe_event).values(**row))
-        async with asyncio.timeout(10):
-            await asyncio.gather(*(ask(event) for event in (stuck, *others)))
-    assert answered[0] != stuck.event_id, "it asked first, and went alone"
-    assert all([await is_stored(books, event) for event in others])
+        async with asyncio.timeout(10), asyncio.TaskGroup() as asking:
+            asking.create_task(ask(stuck))
+            await set_out()
+            for event in (after, *others):
+                asking.create_task(ask(event))
+    assert next(iter(answered)) != stuck.event_id, "it asked first, and went alone"
+    assert answered == {event.event_id: event is not stuck for event in (stuck, after, *others)}
+    assert all([await is_stored(books, event) for event in (after, *others)])
 
 
 # Whom others' errors concern
@@ -317,14 +329,13 @@ async def test_an_event_that_the_database_refuses_is_nobody_elses_error(
 async def test_whoever_goes_away_takes_nobody_along(books: Books, keeping: Keeping) -> None:
     events = [paid() for _ in range(40)]
     asking = [asyncio.create_task(keeping.keep(event)) for event in events]
-    await asyncio.sleep(0)  # all have asked now: the first is under way, and the others wait
+    await asyncio.sleep(0)
     for each in asking[2::4]:
-        each.cancel()
+        each.cancel()  # while it waits
+    await set_out()
+    for each in asking[3::4]:
+        each.cancel()  # while it is under way
     async with asyncio.timeout(10):
-        await asking[0]
-        # Now the others are under way.
-        for each in asking[3::4]:
-            each.cancel()
         answers = await asyncio.gather(*asking, return_exceptions=True)
     stayed = [number for number in range(len(events)) if number % 4 < 2]
     assert [answers[number] for number in stayed] == [True] * len(stayed)
