@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, assert_never
 
+from psycopg.errors import LockNotAvailable
 from psycopg.types.json import Jsonb
 from sqlalchemy import ColumnElement, case, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 
 from billing.facts import (
     CLEARED_DISPUTE,
@@ -139,73 +141,173 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
 
 
-async def keep(statement: Transaction, event: EventFacts, hashes: IdentityHash) -> bool:
-    """Store an event of paid or seen periods that concerns no run: all of it in one journey, and one transaction.
+def turns(event: EventFacts) -> frozenset[str]:
+    """By what an event takes turns with others that are kept: no two in one call of `keep` have any of it in common.
+
+    Returns:
+        Names; none of an event that tells of anything but paid or seen periods, or of one twice: it is never kept.
+    """
+    rows: list[str] = []
+    named = {f"event {event.event_id}"}
+    for fact in event.facts:
+        match fact:
+            case PeriodPaid():
+                rows.append(f"invoice {fact.invoice_id}")
+            case PeriodSeen():
+                rows.append(f"period {fact.subscription_id} {fact.price_id} {fact.start}")
+            case _:
+                return frozenset()
+        named |= {f"customer {fact.customer_id}", f"subscription {fact.subscription_id}"}
+    return frozenset(named.union(rows)) if len(set(rows)) == len(rows) else frozenset()
+
+
+async def keep(statement: Transaction, events: Sequence[EventFacts], hashes: IdentityHash) -> set[str]:
+    """Store events of paid or seen periods that concern no run: all of them in one journey, and one transaction.
 
     Most that Stripe tells is of that kind: of a customer whose account waits for no bonus and has none, or who has no
-    account here. Whether it is so is asked under the same locks, taken in the same order, as by `apply_event`.
+    account here. Whether it is so is asked under the same locks as by `apply_event`. But none is waited for: an event
+    one of whose locks somebody else holds is not stored, and the others are.
 
     Args:
         statement: a connection on which a statement, or several that are sent together, are a transaction.
-        event: the event.
+        events: no two take turns with each other (`turns`).
         hashes: for what outlives the account.
 
     Returns:
-        Whether it is stored, and nobody has to be told; if not, nothing was, and it is for `apply_event`.
+        The ids of those that are stored, once the transaction is committed, and nobody has to be told of them. Of each
+        other nothing is stored, and it is for `apply_event`.
+
+    Raises:
+        DBAPIError: the database refused one of them, or is away; none is stored.
     """
-    periods_of = [fact for fact in event.facts if isinstance(fact, PeriodPaid | PeriodSeen)]
-    if len(periods_of) < len(event.facts):
-        return False
-    customers = sorted({fact.customer_id for fact in periods_of})
-    invoices = sorted({fact.invoice_id for fact in periods_of if isinstance(fact, PeriodPaid)})
+    told = [_told(event, hashes) for event in events if turns(event)]
+    if not told:
+        return set()
+    locks = {
+        "names": [name for each in told for name in each["names"]],
+        "customers": [name for each in told for name in each["customers"]],
+    }
     values = {
-        "event": event.event_id,
-        "type": event.type,
-        "created_at": event.created_at,
-        "customers": customers,
-        "hidden": [hashes.pseudonym(customer_id) for customer_id in customers],
-        "invoices": invoices,
+        "events": Jsonb(told),
+        "ids": [each["event_id"] for each in told],
         "awaiting": [str(stage) for stage in Stage if stage.awaits_payment],
     }
-    *_, [answer] = await database.at_once(
-        statement,
-        *(database.locking(f"invoice {name}") for name in invoices),
-        *(database.locking(f"customer {hashes.pseudonym(name)}") for name in customers),
-        (_LOCK_OWNERS, values),
-        (_KEEP, values),
-        (_KEEP_CUSTOMERS, values),
-        *(
-            (question.format(_KEPT), {**told, "event": event.event_id})
-            for question, told in (_storing_period(fact, event.created_at) for fact in periods_of)
-        ),
-        (f"SELECT {_KEPT} AS kept", values),
-    )
-    return bool(answer.kept)
+    try:
+        _, rows = await database.at_once(statement, (_TRY_LOCKS, locks), (_KEEP, values))
+    except DBAPIError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            return set()  # one of them is just being stored by somebody else: each waits for itself alone
+        raise
+    return {row.event_id for row in rows}
 
 
-_LOCK_OWNERS = """
-SELECT account_id FROM account WHERE account_id IN (
-    SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s)) ORDER BY account_id FOR NO KEY UPDATE
+def _told(event: EventFacts, hashes: IdentityHash) -> dict[str, Any]:
+    """An event of periods alone, as `_KEEP` reads it."""
+    paid = [fact for fact in event.facts if isinstance(fact, PeriodPaid)]
+    seen = [fact for fact in event.facts if isinstance(fact, PeriodSeen)]
+    customers = sorted({fact.customer_id for fact in paid} | {fact.customer_id for fact in seen})
+    hidden = [hashes.pseudonym(customer_id) for customer_id in customers]
+    invoices = [fact.invoice_id for fact in paid]
+    return {
+        "event_id": event.event_id,
+        "type": event.type,
+        "created_at": event.created_at.isoformat(),
+        "names": [*(f"invoice {name}" for name in invoices), *(f"customer {name}" for name in hidden)],
+        "customers": customers,
+        "hidden": hidden,
+        "invoices": invoices,
+        "paid": [
+            {
+                "invoice_id": fact.invoice_id,
+                "customer_id": fact.customer_id,
+                "subscription_id": fact.subscription_id,
+                "paid_at": fact.paid_at.isoformat(),
+                "amount_paid": fact.amount_paid,
+                "total": fact.total,
+                "lines": _lines(fact),
+            }
+            for fact in paid
+        ],
+        "seen": [
+            {
+                "subscription_id": fact.subscription_id,
+                "price_id": fact.price_id,
+                "starts_at": fact.start.isoformat(),
+                "ends_at": fact.end.isoformat(),
+                "customer_id": fact.customer_id,
+            }
+            for fact in seen
+        ],
+    }
+
+
+# The names of the locks that were free are remembered until the transaction ends: the next statement looks at what
+# was committed before it began, and so it must not believe in a lock that it would only get itself.
+# An event that somebody else is just storing is the one thing that is waited for, in vain, and not long.
+_TRY_LOCKS = """
+WITH free AS MATERIALIZED (
+    SELECT name FROM unnest(%(names)s::text[]) name WHERE pg_try_advisory_xact_lock(hashtextextended(name, 0))
+), owner AS MATERIALIZED (
+    SELECT account_id FROM account WHERE account_id IN (
+        SELECT account_id FROM customer WHERE customer_id = ANY(%(customers)s::text[])) FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT set_config('lock_timeout', '200ms', true) AS patience, set_config('referrals.held', (
+    SELECT coalesce(array_agg(name), '{}')::text
+    FROM (SELECT name FROM free UNION ALL SELECT 'account ' || account_id FROM owner) held), true) AS held
 """
-_KEEP = """
-INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
-SELECT %(event)s, %(type)s, %(created_at)s, ledger_now(), ledger_now() WHERE NOT EXISTS (
-    SELECT FROM customer LEFT JOIN account USING (account_id) WHERE customer_id = ANY(%(customers)s) AND (
-        -- Named by a checkout, and not reported yet: whoever reports it takes turns by another lock.
-        (customer.account_id IS NOT NULL AND account.created_at IS NULL)
-        OR EXISTS (SELECT FROM referral
-            WHERE referee_id = customer.account_id AND stage = ANY(%(awaiting)s))
-        OR EXISTS (SELECT FROM grant_lot
-            WHERE grant_lot.account_id = customer.account_id AND expired_at IS NULL AND voided_at IS NULL)))
-    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(%(hidden)s))
-    AND NOT EXISTS (SELECT FROM referral WHERE qualifying_invoice = ANY(%(invoices)s))
-ON CONFLICT DO NOTHING
+# One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
+# Whatever the order, the earliest times and the greatest of the rest stay.
+_SAME_INVOICE = """
+ON CONFLICT (invoice_id) DO UPDATE SET paid_at = least(known.paid_at, excluded.paid_at),
+    amount_paid = greatest(known.amount_paid, excluded.amount_paid), total = greatest(known.total, excluded.total),
+    lines = greatest(known.lines, excluded.lines), told_at = least(known.told_at, excluded.told_at)
+WHERE (known.paid_at, known.amount_paid, known.total, known.lines, known.told_at) IS DISTINCT FROM (
+    least(known.paid_at, excluded.paid_at), greatest(known.amount_paid, excluded.amount_paid),
+    greatest(known.total, excluded.total), greatest(known.lines, excluded.lines),
+    least(known.told_at, excluded.told_at))
 """
-_KEPT = "EXISTS (SELECT FROM stripe_event WHERE event_id = %(event)s AND signalled_at IS NOT NULL)"
-_KEEP_CUSTOMERS = f"""
-INSERT INTO customer (customer_id) SELECT each FROM unnest(%(customers)s::text[]) each
-WHERE {_KEPT}
-    AND NOT EXISTS (SELECT FROM customer WHERE customer_id = each OR customer_id = ANY(%(hidden)s))
+_SAME_PERIOD = """
+ON CONFLICT (subscription_id, price_id, starts_at) DO UPDATE SET ends_at = excluded.ends_at
+WHERE known.ends_at < excluded.ends_at
+"""
+_KEEP = f"""
+WITH told AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(%(events)s) AS each (event_id text, type text, created_at timestamptz,
+        names text[], customers text[], hidden text[], invoices text[], paid jsonb, seen jsonb)
+), held AS MATERIALIZED (
+    SELECT current_setting('referrals.held')::text[] AS names
+), kept AS (
+    INSERT INTO stripe_event (event_id, type, created_at, received_at, signalled_at)
+    SELECT event_id, type, created_at, ledger_now(), ledger_now() FROM told, held
+    WHERE told.names <@ held.names
+        -- Also where a checkout named an account that is not reported yet: who reports it takes turns by another lock.
+        AND NOT EXISTS (SELECT FROM customer
+            WHERE customer_id = ANY(told.customers) AND 'account ' || account_id <> ALL(held.names))
+        AND NOT EXISTS (SELECT FROM customer JOIN referral ON referee_id = customer.account_id
+            WHERE customer_id = ANY(told.customers) AND stage = ANY(%(awaiting)s::text[]))
+        AND NOT EXISTS (SELECT FROM customer JOIN grant_lot USING (account_id)
+            WHERE customer_id = ANY(told.customers) AND expired_at IS NULL AND voided_at IS NULL)
+        AND NOT EXISTS (SELECT FROM customer WHERE customer_id = ANY(told.hidden))
+        AND NOT EXISTS (SELECT FROM referral WHERE qualifying_invoice = ANY(told.invoices))
+    ON CONFLICT DO NOTHING RETURNING event_id
+), paying AS (
+    INSERT INTO customer (customer_id)
+    SELECT customer_id FROM kept JOIN told USING (event_id), unnest(customers) customer_id
+    WHERE NOT EXISTS (SELECT FROM customer known WHERE known.customer_id = customer_id.customer_id)
+), paid AS (
+    INSERT INTO paid_period AS known
+        (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
+    SELECT each.*, created_at FROM kept JOIN told USING (event_id), jsonb_to_recordset(paid) AS each (invoice_id text,
+        customer_id text, subscription_id text, paid_at timestamptz, amount_paid bigint, total bigint, lines jsonb)
+    {_SAME_INVOICE}
+), seen AS (
+    INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
+    SELECT each.* FROM kept JOIN told USING (event_id), jsonb_to_recordset(seen) AS each (subscription_id text,
+        price_id text, starts_at timestamptz, ends_at timestamptz, customer_id text)
+    {_SAME_PERIOD}
+)
+SELECT event_id FROM kept
+UNION ALL SELECT event_id FROM stripe_event WHERE event_id = ANY(%(ids)s::text[]) AND signalled_at IS NOT NULL
 """  # noqa: S608 - of our own words
 _RECEIVE = """
 INSERT INTO stripe_event (event_id, type, created_at, received_at)
@@ -430,20 +532,17 @@ async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: Ide
 def _storing(fact: Fact, told_at: datetime) -> Question | None:
     """Stores a fact that nothing else follows from in the same event; none for the others."""
     match fact:
-        case PeriodPaid() | PeriodSeen():
-            question, values = _storing_period(fact, told_at)
-            return question.format("TRUE"), values
+        case PeriodPaid():
+            return _PERIOD_PAID, {**_fields(fact), "lines": Jsonb(_lines(fact)), "told_at": told_at}
+        case PeriodSeen():
+            return _PERIOD_SEEN, _fields(fact)
         case _:
             return None
 
 
-def _storing_period(fact: PeriodPaid | PeriodSeen, told_at: datetime) -> Question:
-    """Stores a period, under a condition that is still to be put in."""
+def _fields(fact: PeriodPaid | PeriodSeen) -> dict[str, Any]:
     # Not `asdict`, which copies what is in it as well.
-    values = {field.name: getattr(fact, field.name) for field in fields(fact)}
-    if isinstance(fact, PeriodPaid):
-        return _PERIOD_PAID, {**values, "lines": Jsonb(_lines(fact)), "told_at": told_at}
-    return _PERIOD_SEEN, values
+    return {field.name: getattr(fact, field.name) for field in fields(fact)}
 
 
 def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
@@ -460,27 +559,15 @@ def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
     ]
 
 
-# One invoice may be told of twice, and not alike: by an event without the time of payment, or with fewer lines.
-# Whatever the order, the earliest times and the greatest of the rest stay.
-_PERIOD_PAID = """
+_PERIOD_PAID = f"""
 INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
-SELECT %(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
-    %(told_at)s
-WHERE {}
-ON CONFLICT (invoice_id) DO UPDATE SET paid_at = least(known.paid_at, excluded.paid_at),
-    amount_paid = greatest(known.amount_paid, excluded.amount_paid), total = greatest(known.total, excluded.total),
-    lines = greatest(known.lines, excluded.lines), told_at = least(known.told_at, excluded.told_at)
-WHERE (known.paid_at, known.amount_paid, known.total, known.lines, known.told_at) IS DISTINCT FROM (
-    least(known.paid_at, excluded.paid_at), greatest(known.amount_paid, excluded.amount_paid),
-    greatest(known.total, excluded.total), greatest(known.lines, excluded.lines),
-    least(known.told_at, excluded.told_at))
-"""
-_PERIOD_SEEN = """
+VALUES (%(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
+    %(told_at)s) {_SAME_INVOICE}
+"""  # noqa: S608 - of our own words
+_PERIOD_SEEN = f"""
 INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
-SELECT %(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s WHERE {}
-ON CONFLICT (subscription_id, price_id, starts_at) DO UPDATE SET ends_at = excluded.ends_at
-WHERE known.ends_at < excluded.ends_at
-"""
+VALUES (%(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s) {_SAME_PERIOD}
+"""  # noqa: S608 - of our own words
 
 
 async def _invoice_payment_seen(transaction: Transaction, fact: InvoicePaymentSeen) -> None:

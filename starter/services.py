@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -16,6 +17,7 @@ from ledger.database import Database
 from program.identity import IdentityHash
 from program.plans import Plans
 from runtime.settings import StarterSettings
+from starter.keeping import Keeping
 from starter.limits import Limited, Limits
 from starter.live import LiveUpdates
 from starter.metrics import Metrics
@@ -54,6 +56,11 @@ class Services:
     def messenger(self) -> Messenger:
         """Who tells the runs what the ledger has learnt."""
         return Messenger(self.runs, self.database, self.metrics.runs_over.inc)
+
+    @cached_property
+    def keeping(self) -> Keeping:
+        """Who stores the events that concern no run: always the same one, for they are stored together."""
+        return Keeping(self.database, self.hashes)
 
 
 # Asynchronous, like every dependency: others are sent to a thread, which costs more than most routes do.

@@ -13,7 +13,6 @@ from billing.events import HANDLED_TYPES, MalformedEventError
 from billing.facts import EventFacts
 from billing.thin import read_event
 from ledger import facts, late_prices
-from ledger.facts import News
 from starter.models import WebhookAnswer
 from starter.problems import ProblemError, documented
 from starter.services import Services, Serving
@@ -60,31 +59,29 @@ async def receive_event(request: Request, services: Serving) -> WebhookAnswer:
     if not event.facts:
         services.metrics.stripe_events.labels(kind, "not_ours").inc()
         return WebhookAnswer(handled=False)
-    async with services.database.statement() as statement:
-        kept = await facts.keep(statement, event, services.hashes)
-    news = News() if kept else await _apply_and_tell(event, services)
+    if not await services.keeping.keep(event):
+        await _apply_and_tell(event, services)
     services.metrics.stripe_events.labels(kind, "handled").inc()
+    return WebhookAnswer(handled=True)
+
+
+async def _apply_and_tell(event: EventFacts, services: Services) -> None:
+    async with services.database.transaction() as transaction:
+        news = await facts.apply_event(transaction, event, services.plans, services.hashes)
+        if news.none:
+            await facts.mark_signalled(transaction, event.event_id)
+    if not news.none:
+        await services.messenger.tell(news, event.event_id)
+        async for late in late_prices.news(services.database.transaction, news, services.plans):
+            await services.messenger.tell(late, event.event_id)
+        async with services.database.transaction() as transaction:
+            await facts.mark_signalled(transaction, event.event_id)
     log.info(
         "event handled",
         event_id=event.event_id,
         event_type=event.type,
         referral_ids=sorted({*(w.referral_id for w in news.payments), *(m.referral_id for m in news.moved)}),
     )
-    return WebhookAnswer(handled=True)
-
-
-async def _apply_and_tell(event: EventFacts, services: Services) -> News:
-    async with services.database.transaction() as transaction:
-        news = await facts.apply_event(transaction, event, services.plans, services.hashes)
-        if news.none:
-            await facts.mark_signalled(transaction, event.event_id)
-            return news
-    await services.messenger.tell(news, event.event_id)
-    async for late in late_prices.news(services.database.transaction, news, services.plans):
-        await services.messenger.tell(late, event.event_id)
-    async with services.database.transaction() as transaction:
-        await facts.mark_signalled(transaction, event.event_id)
-    return news
 
 
 async def _body(request: Request) -> bytes:

@@ -348,6 +348,32 @@ async def test_two_deliveries_of_one_event_at_once_credit_once(whole_program: St
     await credited_once(whole_program, referral_id, rita, fred)
 
 
+async def test_rule_14_a_payment_that_is_waited_for_is_found_in_a_burst_of_others(whole_program: Starter) -> None:
+    rita, fred, referral_id = await referred(whole_program)
+    now = datetime.now(UTC)
+    known, payment = paid(fred, now, now + MONTH)
+    await deliver(whole_program, known)
+    burst = [paid(person("carl"), now, now + MONTH)[1] for _ in range(40)]
+    burst[20:20] = [payment, payment]
+    answers = await asyncio.gather(*(whole_program.stripe(each) for each in burst))
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"handled": True})] * 42
+    await credited_once(whole_program, referral_id, rita, fred)
+    known_events = await stored(whole_program)
+    assert all(known_events[each["id"]] for each in burst)
+    assert await whole_program.metric("referrals_stripe_events_total", type="invoice.paid", answer="handled") == 43
+
+
+async def test_with_the_database_away_each_of_a_burst_is_told_to_come_again(starter: Starter) -> None:
+    now = datetime.now(UTC)
+    burst = [paid(person("carl"), now, now + MONTH)[1] for _ in range(10)]
+    async with starter.another(database_url=f"postgresql+psycopg://x:x@127.0.0.1:{free_port()}/x") as cut_off:
+        for answer in await asyncio.gather(*(cut_off.stripe(each) for each in burst)):
+            assert_problem(answer, 503, "temporarily-unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+    await asyncio.gather(*(deliver(starter, each) for each in burst))
+    assert await stored(starter) == {each["id"]: True for each in burst}
+
+
 def _not_counting(case: str, fred: Member, now: datetime) -> list[Event]:
     """Payments that do not count, or not yet (rule 14)."""
     customer, own, end = fred.customer_id, fred.subscription_id, now + MONTH
