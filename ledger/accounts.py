@@ -130,21 +130,14 @@ async def lock_customer(transaction: Transaction, customer_id: str, hashes: Iden
 
 async def lock_customers(transaction: Transaction, customer_ids: Iterable[str], hashes: IdentityHash) -> dict[str, str]:
     """The same for several, in the order of their ids; what each is called here, by its id."""
-    wanted = set(customer_ids)
-    if not wanted:
-        return {}
-    return names_of_customers(wanted, await database.at_once(transaction, *locking_customers(wanted, hashes)))
+    wanted = sorted(set(customer_ids))
+    answers = await database.at_once(transaction, *locking_customers(wanted, hashes)) if wanted else []
+    return {each: str(answers[3 * place + 2][0].customer_id) for place, each in enumerate(wanted)}
 
 
 def locking_customers(customer_ids: Collection[str], hashes: IdentityHash) -> list[Question]:
-    """Locks customers, for :func:`names_of_customers` to say what each is called here."""
+    """Locks customers, known so far or not, in the order of their ids."""
     return [question for each in sorted(customer_ids) for question in _locking_customer(each, hashes.pseudonym(each))]
-
-
-def names_of_customers(customer_ids: Collection[str], answers: Sequence[Sequence[Any]]) -> dict[str, str]:
-    """What each customer is called here, by its id: from the answers, the last of several, to what has locked them."""
-    names = answers[len(answers) - 3 * len(customer_ids) + 2 :: 3] if customer_ids else []
-    return {each: str(rows[0].customer_id) for each, rows in zip(sorted(customer_ids), names, strict=True)}
 
 
 def _locking_customer(customer_id: str, pseudonym: str) -> tuple[Question, ...]:

@@ -94,14 +94,16 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
 
     The same event again stores nothing new, and names the same referrals until it is marked as signalled.
     """
+    if all(isinstance(fact, PeriodPaid | PeriodSeen) for fact in event.facts):
+        return await _apply_periods(transaction, event, plans, hashes)
     # One order for everybody: payments, then invoices, then customers, then accounts, each by id.
     told = {"event": event.event_id, "type": event.type, "created_at": event.created_at}
     links = [fact for fact in event.facts if isinstance(fact, InvoicePaymentSeen | RefundSeen | DisputeSeen)]
     paid = sorted({fact.invoice_id for fact in event.facts if isinstance(fact, InvoicePaymentSeen | PeriodPaid)})
     paying = {customer_id for fact in event.facts if (customer_id := _paying_customer(fact))}
-    # Without links it is known beforehand what the event is about.
-    locks = () if links else (*_locking_invoices(paid), *accounts.locking_customers(paying, hashes))
-    received, [earlier], *locked = await database.at_once(transaction, (_RECEIVE, told), (_RECEIVED, told), *locks)
+    received, [earlier], *locked = await database.at_once(
+        transaction, (_RECEIVE, told), (_RECEIVED, told), *(() if links else _locking_invoices(paid))
+    )
     again = not received
     if again and earlier.signalled_at is not None:
         return News()
@@ -110,11 +112,8 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
     invoices = await _lock_payments(transaction, links, paid) if links else set(paid)
     if links and invoices:
         locked = await database.at_once(transaction, *_locking_invoices(invoices))
-    customers = paying | named | ({row.customer_id for row in locked[len(invoices)]} if invoices else set[str]())
-    if links or customers != paying:
-        names = await accounts.lock_customers(transaction, customers, hashes)
-    else:
-        names = accounts.names_of_customers(paying, locked)
+    customers = paying | named | ({row.customer_id for row in locked[-1]} if locked else set[str]())
+    names = await accounts.lock_customers(transaction, customers, hashes)
     linked = [fact.account_id for fact in event.facts if isinstance(fact, CustomerLinked)]
     # All accounts at once, so that they are locked by id: a credit under way is over before its referral is looked for.
     concerned = {*await _owners(transaction, names.values()), *linked} if linked or customers != paying else set[str]()
@@ -126,7 +125,7 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         await _remember_named(transaction, event.event_id, prices)
     # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
     whose = _whose(accounts=linked, customers=[names[customer_id] for customer_id in paying])
-    storing = filter(None, (_storing(fact, event.created_at) for fact in facts))
+    storing = filter(None, (_storing(fact, event.created_at, hashes) for fact in facts))
     # What was qualified is looked for behind the locks: a credit that was under way is over.
     qualifying = (_QUALIFIED, {"invoices": sorted(invoices)})
     *_, locking, meant, with_bonuses, awaiting, qualified = await database.at_once(
@@ -139,6 +138,38 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
             await accounts.hide_customers(transaction, account_id, hashes)
     doubtful = await _reversed(transaction, qualified) if qualified else ()
     return replace(news, reversed=doubtful, named=tuple(NamedPrice(price_id, again) for price_id in sorted(prices)))
+
+
+async def _apply_periods(transaction: Transaction, event: EventFacts, plans: Plans, hashes: IdentityHash) -> News:
+    """The same for an event of paid or seen periods alone, as most are: it is known beforehand what to lock."""
+    told = {"event": event.event_id, "type": event.type, "created_at": event.created_at}
+    invoices = sorted({fact.invoice_id for fact in event.facts if isinstance(fact, PeriodPaid)})
+    paying = sorted({fact.customer_id for fact in event.facts if isinstance(fact, PeriodPaid | PeriodSeen)})
+    whose = _whose(customers=[name for each in paying for name in (each, hashes.pseudonym(each))])
+    facts = sorted(event.facts, key=repr)
+    received, [earlier], *found = await database.at_once(
+        transaction,
+        (_RECEIVE, told),
+        (_RECEIVED, told),
+        *_locking_invoices(invoices),
+        *accounts.locking_customers(paying, hashes),
+        *filter(None, (_storing(fact, event.created_at, hashes) for fact in facts)),
+        *_looks(whose),
+        (_QUALIFIED, {"invoices": invoices}),
+    )
+    again = not received
+    if again and earlier.signalled_at is not None:
+        return News()
+    *news, qualified = found[-5:]
+    others = {row.customer_id for row in found[len(invoices)]} - set(whose["customers"]) if invoices else set[str]()
+    if others:
+        # The invoice was told of before as another customer's: whatever is under way with that one is over now.
+        await accounts.lock(transaction, await _owners(transaction, others))
+        [qualified] = await database.at_once(transaction, (_QUALIFIED, {"invoices": invoices}))
+    return replace(
+        await _understood(transaction, whose, news, plans, again=again),
+        reversed=await _reversed(transaction, qualified) if qualified else (),
+    )
 
 
 def turns(event: EventFacts) -> frozenset[str]:
@@ -326,7 +357,7 @@ WHERE qualifying_invoice = ANY(%(invoices)s) AND stage IN ('in_review', 'credite
 def _renamed(fact: Fact, names: Mapping[str, str]) -> Fact:
     """The fact, with the customer called as it is called here; a link needs the id, for what outlives the account."""
     match fact:
-        case PeriodPaid() | PeriodSeen() | SubscriptionEnded():
+        case SubscriptionEnded():
             return replace(fact, customer_id=names[fact.customer_id])
         case _:
             return fact
@@ -484,9 +515,9 @@ FROM referral WHERE referee_id = ANY({_WHOSE}) AND stage = ANY(%(awaiting)s) ORD
 """  # noqa: S608 - of our own words
 
 
-async def mark_signalled(transaction: Transaction, event_id: str) -> None:
-    """Say that every referral that an event concerns has been told."""
-    await database.at_once(transaction, (_SIGNALLED, {"event": event_id}))
+async def mark_signalled(transaction: Transaction, event_id: str, *, last: bool = False) -> None:
+    """Say that every referral that an event concerns has been told; `last`: and commit, nothing is asked afterwards."""
+    await database.at_once(transaction, (_SIGNALLED, {"event": event_id}), commit=last)
 
 
 _SIGNALLED = """
@@ -529,20 +560,21 @@ async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: Ide
     return set()
 
 
-def _storing(fact: Fact, told_at: datetime) -> Question | None:
-    """Stores a fact that nothing else follows from in the same event; none for the others."""
+def _storing(fact: Fact, told_at: datetime, hashes: IdentityHash) -> Question | None:
+    """Stores a fact that nothing else follows from in the same event, its customer is locked; none for the others."""
     match fact:
         case PeriodPaid():
-            return _PERIOD_PAID, {**_fields(fact), "lines": Jsonb(_lines(fact)), "told_at": told_at}
+            return _PERIOD_PAID, {**_fields(fact, hashes), "lines": Jsonb(_lines(fact)), "told_at": told_at}
         case PeriodSeen():
-            return _PERIOD_SEEN, _fields(fact)
+            return _PERIOD_SEEN, _fields(fact, hashes)
         case _:
             return None
 
 
-def _fields(fact: PeriodPaid | PeriodSeen) -> dict[str, Any]:
+def _fields(fact: PeriodPaid | PeriodSeen, hashes: IdentityHash) -> dict[str, Any]:
     # Not `asdict`, which copies what is in it as well.
-    return {field.name: getattr(fact, field.name) for field in fields(fact)}
+    values = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    return {**values, "names": [fact.customer_id, hashes.pseudonym(fact.customer_id)]}
 
 
 def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
@@ -559,14 +591,16 @@ def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
     ]
 
 
+# The customer as it is called here: by its id, or by its pseudonym where its account was erased (rule 23).
+_NAME = "(SELECT customer_id FROM customer WHERE customer_id = ANY(%(names)s))"
 _PERIOD_PAID = f"""
 INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
-VALUES (%(invoice_id)s, %(customer_id)s, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
+VALUES (%(invoice_id)s, {_NAME}, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
     %(told_at)s) {_SAME_INVOICE}
 """  # noqa: S608 - of our own words
 _PERIOD_SEEN = f"""
 INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
-VALUES (%(subscription_id)s, %(price_id)s, %(start)s, %(end)s, %(customer_id)s) {_SAME_PERIOD}
+VALUES (%(subscription_id)s, %(price_id)s, %(start)s, %(end)s, {_NAME}) {_SAME_PERIOD}
 """  # noqa: S608 - of our own words
 
 

@@ -99,7 +99,9 @@ class Keeping:
             for _ in range(2):
                 await asyncio.sleep(0)
         together = self._next()
-        if together and (journey := asyncio.current_task()):
+        if len(together) == len(self._journeys) == 1 and not self._waiting:
+            together[0].answer.set_result(False)
+        elif together and (journey := asyncio.current_task()):
             self._journeys[journey] = together
             await self._store(together)
 

@@ -69,13 +69,13 @@ async def _apply_and_tell(event: EventFacts, services: Services) -> None:
     async with services.database.transaction() as transaction:
         news = await facts.apply_event(transaction, event, services.plans, services.hashes)
         if news.none:
-            await facts.mark_signalled(transaction, event.event_id)
+            await facts.mark_signalled(transaction, event.event_id, last=True)
     if not news.none:
         await services.messenger.tell(news, event.event_id)
         async for late in late_prices.news(services.database.transaction, news, services.plans):
             await services.messenger.tell(late, event.event_id)
-        async with services.database.transaction() as transaction:
-            await facts.mark_signalled(transaction, event.event_id)
+        async with services.database.statement() as statement:
+            await facts.mark_signalled(statement, event.event_id)
     log.info(
         "event handled",
         event_id=event.event_id,
