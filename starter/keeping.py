@@ -41,10 +41,18 @@ class Keeping:
     And nobody waits for a stranger's lock, or suffers by a stranger's error.
     """
 
-    def __init__(self, database: Database, hashes: IdentityHash) -> None:
-        """Store into `database`; `hashes` is for what outlives an account."""
+    def __init__(self, database: Database, hashes: IdentityHash, *, lone: bool = False) -> None:
+        """Store into `database`.
+
+        Args:
+            database: the ledger's.
+            hashes: for what outlives an account.
+            lone: whether an event that comes alone is stored as well. It has another road, which it takes in any case
+                if it concerns a run: in a quiet hour, where each is alone, it would be asked twice whether it does.
+        """
         self._database = database
         self._hashes = hashes
+        self._lone = lone
         self._waiting: deque[_Waiting] = deque()
         self._journeys: dict[asyncio.Task[None], list[_Waiting]] = {}
         self._awaited: asyncio.Task[None] | None = None
@@ -53,7 +61,8 @@ class Keeping:
         """Store an event that concerns no run.
 
         Returns:
-            Whether it is stored, and committed, and nobody has to be told; if not, nothing was (`ledger.facts.keep`).
+            Whether it is stored, and committed, and nobody has to be told; if not, nothing was, and it is for
+            `ledger.facts.apply_event`.
 
         Raises:
             SQLAlchemyError: the database refused this very event, or is away.
@@ -99,10 +108,14 @@ class Keeping:
             for _ in range(2):
                 await asyncio.sleep(0)
         together = self._next()
-        if len(together) == len(self._journeys) == 1 and not self._waiting:
+        journey = asyncio.current_task()
+        if not together or journey is None:
+            return
+        alone = len(together) == len(self._journeys) == 1
+        self._journeys[journey] = together
+        if alone and not self._lone:
             together[0].answer.set_result(False)
-        elif together and (journey := asyncio.current_task()):
-            self._journeys[journey] = together
+        else:
             await self._store(together)
 
     def _next(self) -> list[_Waiting]:

@@ -29,10 +29,10 @@ async def keeping(request: pytest.FixtureRequest, books: Books, database_urls: D
     """Stores into the database of the books."""
     if request.param == "as in production":
         database = Database(database_urls.app)
-        yield Keeping(database, HASHES)
+        yield Keeping(database, HASHES, lone=True)
         await database.close()
     else:
-        yield Keeping(books.database, HASHES)
+        yield Keeping(books.database, HASHES, lone=True)
 
 
 def paid(member: Member | None = None, start: datetime = START, **invoice: Any) -> EventFacts:
@@ -81,6 +81,24 @@ async def test_events_at_once_are_each_stored_once_and_in_few_transactions(books
     assert await books.rows("SELECT count(*) FROM paid_period") == [(len(events),)]
     ((transactions,),) = await books.rows("SELECT count(DISTINCT xmin::text) FROM stripe_event")
     assert transactions <= 6
+
+
+async def test_an_event_alone_is_left_to_its_own_road_and_several_are_kept(books: Books) -> None:
+    keeping, alone, (first, second) = Keeping(books.database, HASHES), paid(), (paid(), paid())
+    assert await keep_all(keeping, [alone]) == [False]
+    assert not await is_stored(books, alone)
+    assert await keep_all(keeping, [first, second]) == [True, True]
+    assert await keep_all(keeping, [alone]) == [False]
+
+
+@pytest.mark.parametrize("later", range(16))
+async def test_whoever_comes_while_one_alone_is_answered_is_answered_too(books: Books, later: int) -> None:
+    keeping = Keeping(books.database, HASHES)
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(keeping.keep(paid()))
+        for _ in range(later):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, keeping.keep(paid()))
 
 
 async def test_what_is_said_to_be_stored_is_committed(books: Books, keeping: Keeping) -> None:
