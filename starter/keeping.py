@@ -92,7 +92,7 @@ class Keeping:
             self._set_out()
 
     def _back(self, journey: asyncio.Task[None]) -> None:
-        together = self._journeys.pop(journey)
+        together = self._journeys.pop(journey, [])
         for each in together:
             each.answer.cancel()  # who has no answer by now gets none: the program ends
         if self._awaited is journey:
@@ -109,7 +109,12 @@ class Keeping:
                 await asyncio.sleep(0)
         together = self._next()
         journey = asyncio.current_task()
-        if not together or journey is None:
+        if journey is None:
+            return
+        if not together:
+            # Now, and not only when it is back: whoever comes in between sets out as if there had been no journey.
+            del self._journeys[journey]
+            self._awaited = None if self._awaited is journey else self._awaited
             return
         alone = len(together) == len(self._journeys) == 1
         self._journeys[journey] = together

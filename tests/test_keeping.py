@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from billing.facts import EventFacts, Fact, PeriodPaid, PeriodSeen
 from ledger import accounts, database, facts
 from ledger.database import Database, Transaction
 from ledger.tables import stripe_event
-from starter.keeping import TOGETHER, Keeping
+from starter.keeping import SLOW_SECONDS, TOGETHER, Keeping
 from tests.stripe_events import checkout_completed, invoice_paid, line, subscription, unique
 from tests.support import HASHES, MONTH, Books, DatabaseUrls, Member
 
@@ -99,6 +100,23 @@ async def test_whoever_comes_while_one_alone_is_answered_is_answered_too(books: 
         for _ in range(later):
             await asyncio.sleep(0)
         await asyncio.gather(first, keeping.keep(paid()))
+
+
+@pytest.mark.parametrize("goes_away", [False, True], ids=["the process is busy", "the first one goes away"])
+async def test_whoever_comes_when_a_journey_sets_out_for_nothing_is_answered(books: Books, goes_away: bool) -> None:
+    for before, between in itertools.product(range(6), range(8)):
+        keeping = Keeping(books.database, HASHES)
+        first = asyncio.create_task(keeping.keep(paid()))
+        for _ in range(before):
+            await asyncio.sleep(0)
+        if goes_away:
+            first.cancel()
+        else:
+            time.sleep(SLOW_SECONDS + 0.01)  # noqa: ASYNC251 - the process is busy, and hears of all that happened at once
+        for _ in range(between):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await keeping.keep(paid())
 
 
 async def test_what_is_said_to_be_stored_is_committed(books: Books, keeping: Keeping) -> None:
