@@ -10,7 +10,7 @@ import structlog
 from temporalio.client import Client
 from temporalio.common import MetricMeter, VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
+from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig, WorkflowRunner
 
 from activities.delivery import Deliveries, Endpoint, http_client
 from activities.reconciliation import StripeReconciliation, count_run_over, declare_metrics
@@ -111,6 +111,7 @@ def build_upkeep_worker(
     stripe: StripeApi | None = None,
     hashes: IdentityHash | None = None,
     runs: DeliveryRuns | None = None,
+    runner: WorkflowRunner | None = None,
 ) -> Worker:
     """Put the worker together that does what Schedules start, on a queue of its own beside `task_queue`.
 
@@ -125,6 +126,7 @@ def build_upkeep_worker(
         stripe: its API, where there is a key for it.
         hashes: how customers are remembered (rule 10).
         runs: starts deliveries of what a crash left; none where there is no endpoint.
+        runner: what carries its workflows out; the workers' own unless given.
     """
     upkeep = LedgerUpkeep(database, runs)
     messenger = Messenger(ReferralRuns(client, task_queue), database, count_run_over)
@@ -146,7 +148,7 @@ def build_upkeep_worker(
             reconciliation.compare_invoices,
             reconciliation.report_reconciliation,
         ],
-        workflow_runner=workflow_runner(),
+        workflow_runner=runner or workflow_runner(),
         deployment_config=versions,
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,

@@ -1,7 +1,7 @@
 """The side that does nothing: an empty workflow, driven plainly. What the engine gives to a straightforward design.
 
 It is started at the click, without a delay, told twice, takes one step that does nothing, and waits for a timer. Its
-worker has the SDK's own settings: `python -m bench.bare`.
+worker has the SDK's own settings, and no sandbox, for the program's has none: `python -m bench.bare`.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from datetime import timedelta
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 QUEUE = "bare"
 METRICS = "BENCH_METRICS_ADDRESS"
@@ -56,7 +56,8 @@ async def main() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Worker(client, task_queue=QUEUE, workflows=[Bare], activities=[nothing]):
+    runner = UnsandboxedWorkflowRunner()
+    async with Worker(client, task_queue=QUEUE, workflows=[Bare], activities=[nothing], workflow_runner=runner):
         await stop.wait()
 
 

@@ -53,7 +53,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    rounds=7,
+    rounds=ROUNDS,
     lifecycles=200,
     one_by_one=40,
     together=200,

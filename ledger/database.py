@@ -26,6 +26,20 @@ _NOTED = "referrals_noted_happenings"
 _AROUND = "referrals_around_a_journey"
 
 
+_OVER = "referrals_transaction_is_over"
+
+# A server that is there ends what takes too long itself. One that vanished without a word is noticed by its silence: to
+# what was sent to it, and on a connection that waits for its next use.
+_CONNECTION = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 60,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "options": "-c timezone=UTC -c statement_timeout=15s",
+}
+
+
 class TransactionFailedError(Exception):
     """The database refused, or could not be reached. Says which error it was, never what it was about (rule 24)."""
 
@@ -60,7 +74,7 @@ class Database:
             pool_use_lifo=True,
             pool_timeout=10,
             hide_parameters=True,
-            connect_args={"connect_timeout": 5, "options": "-c timezone=UTC -c statement_timeout=15s"},
+            connect_args=_CONNECTION,
         )
         event.listen(self._engine.sync_engine, "checkout", _require_open)
         self._singles = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -86,12 +100,15 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Transaction]:
-        """One transaction: committed at the end of the block, undone if the block raises."""
+        """One transaction: committed at the end of the block, undone if the block raises.
+
+        One that was committed with its last journey (`at_once`) is over by then, whatever the block raises afterwards.
+        """
         engine = self._snapshots if snapshot else self._engine
         written: list[str] = []
         noted: list[Happening] = []
         async with engine.begin() as transaction:
-            await transaction.execution_options(**{_WRITTEN: written, _NOTED: noted})
+            await transaction.execution_options(**{_WRITTEN: written, _NOTED: noted, _OVER: []})
             if self._offset is not None:
                 await transaction.execute(
                     text("SELECT set_config('referrals.clock_offset', :offset, true)"),
@@ -169,7 +186,7 @@ async def at_once(transaction: Transaction, *questions: Question, commit: bool =
     Args:
         transaction: within which.
         questions: the statements.
-        commit: commit the transaction in the same journey, where all of them succeed. It is over then: nothing is to be
+        commit: commit the transaction in the same journey, where all of them succeed. It is over then: nothing can be
             asked in it afterwards.
 
     Returns:
@@ -177,20 +194,26 @@ async def at_once(transaction: Transaction, *questions: Question, commit: bool =
 
     Raises:
         DBAPIError: one of them failed, and the transaction with it.
+        RuntimeError: the transaction is over.
     """
     connection = (await transaction.get_raw_connection()).driver_connection
     if connection is None:
         raise RuntimeError("the transaction has no connection")
     options = transaction.sync_connection.get_execution_options() if transaction.sync_connection else {}
-    around = options.get(_AROUND, _unwatched)
+    around, over = options.get(_AROUND, _unwatched), options.get(_OVER, [])
+    if over:
+        raise RuntimeError("the transaction is over: it was committed with what was asked last")
     try:
         with around([statement for statement, _ in questions]):
-            return await _sent(connection, questions, commit=commit)
+            answers = await _sent(connection, questions, commit=commit)
     except psycopg.Error as error:
         # As the driver's errors come from everywhere else, and no more of them is told (rule 24).
         raise DBAPIError.instance(
             None, None, error, psycopg.Error, hide_parameters=True, dialect=transaction.dialect
         ) from error
+    if commit:
+        over.append(True)
+    return answers
 
 
 async def _sent(connection: Any, questions: Sequence[Question], *, commit: bool) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
 from typing import Any, assert_never
 
 from psycopg.errors import LockNotAvailable
@@ -125,7 +124,7 @@ async def apply_event(transaction: Transaction, event: EventFacts, plans: Plans,
         await _remember_named(transaction, event.event_id, prices)
     # An account that a customer is said of hears of it, also where the customer stays another's (rules 10 and 18).
     whose = _whose(accounts=linked, customers=[names[customer_id] for customer_id in paying])
-    storing = filter(None, (_storing(fact, event.created_at, hashes) for fact in facts))
+    storing = filter(None, (_storing(fact, event, hashes) for fact in facts))
     # What was qualified is looked for behind the locks: a credit that was under way is over.
     qualifying = (_QUALIFIED, {"invoices": sorted(invoices)})
     *_, locking, meant, with_bonuses, awaiting, qualified = await database.at_once(
@@ -153,7 +152,7 @@ async def _apply_periods(transaction: Transaction, event: EventFacts, plans: Pla
         (_RECEIVED, told),
         *_locking_invoices(invoices),
         *accounts.locking_customers(paying, hashes),
-        *filter(None, (_storing(fact, event.created_at, hashes) for fact in facts)),
+        *filter(None, (_storing(fact, event, hashes) for fact in facts)),
         *_looks(whose),
         (_QUALIFIED, {"invoices": invoices}),
     )
@@ -163,7 +162,8 @@ async def _apply_periods(transaction: Transaction, event: EventFacts, plans: Pla
     *news, qualified = found[-5:]
     others = {row.customer_id for row in found[len(invoices)]} - set(whose["customers"]) if invoices else set[str]()
     if others:
-        # The invoice was told of before as another customer's: whatever is under way with that one is over now.
+        # The invoice was told of before as another customer's, which Stripe never does: whatever is under way with that
+        # one is over now. It is locked out of order, and where that is in somebody's way the event comes again.
         await accounts.lock(transaction, await _owners(transaction, others))
         [qualified] = await database.at_once(transaction, (_QUALIFIED, {"invoices": invoices}))
     return replace(
@@ -560,21 +560,25 @@ async def _apply(transaction: Transaction, fact: Fact, plans: Plans, hashes: Ide
     return set()
 
 
-def _storing(fact: Fact, told_at: datetime, hashes: IdentityHash) -> Question | None:
-    """Stores a fact that nothing else follows from in the same event, its customer is locked; none for the others."""
+def _storing(fact: Fact, event: EventFacts, hashes: IdentityHash) -> Question | None:
+    """Stores a fact that nothing else follows from in the same event, unless the event was told; none for the others.
+
+    The event is on record, and the fact's customer is locked.
+    """
     match fact:
         case PeriodPaid():
-            return _PERIOD_PAID, {**_fields(fact, hashes), "lines": Jsonb(_lines(fact)), "told_at": told_at}
+            told = {"lines": Jsonb(_lines(fact)), "told_at": event.created_at}
+            return _PERIOD_PAID, _fields(fact, event, hashes) | told
         case PeriodSeen():
-            return _PERIOD_SEEN, _fields(fact, hashes)
+            return _PERIOD_SEEN, _fields(fact, event, hashes)
         case _:
             return None
 
 
-def _fields(fact: PeriodPaid | PeriodSeen, hashes: IdentityHash) -> dict[str, Any]:
+def _fields(fact: PeriodPaid | PeriodSeen, event: EventFacts, hashes: IdentityHash) -> dict[str, Any]:
     # Not `asdict`, which copies what is in it as well.
     values = {field.name: getattr(fact, field.name) for field in fields(fact)}
-    return {**values, "names": [fact.customer_id, hashes.pseudonym(fact.customer_id)]}
+    return {**values, "event": event.event_id, "names": [fact.customer_id, hashes.pseudonym(fact.customer_id)]}
 
 
 def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
@@ -593,15 +597,16 @@ def _lines(fact: PeriodPaid) -> list[dict[str, Any]]:
 
 # The customer as it is called here: by its id, or by its pseudonym where its account was erased (rule 23).
 _NAME = "(SELECT customer_id FROM customer WHERE customer_id = ANY(%(names)s))"
+_UNTOLD = "EXISTS (SELECT FROM stripe_event WHERE event_id = %(event)s AND signalled_at IS NULL)"
 _PERIOD_PAID = f"""
 INSERT INTO paid_period AS known (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines, told_at)
-VALUES (%(invoice_id)s, {_NAME}, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s,
-    %(told_at)s) {_SAME_INVOICE}
-"""  # noqa: S608 - of our own words
+SELECT %(invoice_id)s, {_NAME}, %(subscription_id)s, %(paid_at)s, %(amount_paid)s, %(total)s, %(lines)s, %(told_at)s
+WHERE {_UNTOLD} {_SAME_INVOICE}
+"""
 _PERIOD_SEEN = f"""
 INSERT INTO seen_period AS known (subscription_id, price_id, starts_at, ends_at, customer_id)
-VALUES (%(subscription_id)s, %(price_id)s, %(start)s, %(end)s, {_NAME}) {_SAME_PERIOD}
-"""  # noqa: S608 - of our own words
+SELECT %(subscription_id)s, %(price_id)s, %(start)s, %(end)s, {_NAME} WHERE {_UNTOLD} {_SAME_PERIOD}
+"""
 
 
 async def _invoice_payment_seen(transaction: Transaction, fact: InvoicePaymentSeen) -> None:

@@ -248,7 +248,7 @@ class FollowingInterceptor(TracingInterceptor):
         self.text_map_propagator = TraceContextTextMapPropagator()
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[Any]:  # noqa: A002
-        """What runs within the sandbox: it hands headers on, and has the span made outside."""
+        """What goes with the run itself: it hands headers on, and has the span made outside."""
         input.unsafe_extern_functions[_TAKEN_UP] = self._taken_up
         return _Following
 

@@ -51,6 +51,7 @@ from worker import build_courier, build_upkeep_worker, build_worker
 from workflows.client import ReferralRuns
 from workflows.delivery_client import DeliveryRuns
 from workflows.messages import REVIEW, STATE, VOID, Outcome, ReferralStart, ReferralState, Review, Void, workflow_id
+from workflows.registry import sandbox
 
 TASK_QUEUE = "referrals-test"
 HASHES = IdentityHash("a key that only tests use")
@@ -236,6 +237,8 @@ class World:
             hashes=HASHES,
             deliveries=deliveries or Deliveries(self.database, {}, http_client()),
             runs=runs,
+            # No history of these is on record, so their code is watched here.
+            runner=sandbox(),
         )
 
     def courier(self, endpoint: str, deliveries: Deliveries) -> Worker:

@@ -334,6 +334,20 @@ async def test_a_known_event_signals_again_until_it_is_marked(books: Books) -> N
     assert await books.rows("SELECT signalled_at FROM stripe_event WHERE event_id = :id", id=paid["id"]) == [(marked,)]
 
 
+async def test_an_event_that_was_told_stores_nothing_of_what_it_says_later(books: Books) -> None:
+    """A thin event is asked for as it is now: what it says by then, nobody would be told."""
+    _, friend = await waiting(books)
+    invoice, now = unique("in"), await books.clock.now()
+    nothing, more = (
+        invoice_paid(friend.customer_id, friend.subscription_id, now, now + MONTH, invoice_id=invoice, amount_paid=paid)
+        for paid in (0, 2900)
+    )
+    await books.report(nothing)
+    before = await books.rows("SELECT * FROM paid_period WHERE invoice_id = :id", id=invoice)
+    assert await books.apply({**more, "id": nothing["id"]}) == News()
+    assert await books.rows("SELECT * FROM paid_period WHERE invoice_id = :id", id=invoice) == before
+
+
 async def test_rule_9_an_event_not_marked_names_the_grant_again_that_it_moved(books: Books) -> None:
     """The first delivery may have ended before anybody was told."""
     referrer, friend = await books.subscriber(), await books.someone()

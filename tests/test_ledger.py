@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors, sql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from devstack.postgres import EmbeddedPostgres
 from ledger import accounts, queries, referrals
 from ledger.accounts import AccountErasedError, NotAPaidSubscriberError, Profile, UnknownAccountError
-from ledger.database import Database
+from ledger.database import Database, Question, at_once
 from ledger.referrals import ClickedLink, UnknownReferralError
 from program.doubts import Doubt
 from program.eligibility import LAPSED_WORDS, Refusal
@@ -1267,3 +1267,56 @@ async def test_rule_14_a_payment_refunded_in_part_is_held_and_shows_why(books: B
     assert shown.needs_attention
     assert shown.review_reasons == ["refunded-in-part"]
     assert await books.lots(friend) == []
+
+
+# What is sent together
+
+
+def naming(account_id: str, name: str) -> Question:
+    """Gives an account a first name."""
+    return "UPDATE account SET first_name = %(name)s WHERE account_id = %(account)s", {
+        "name": name,
+        "account": account_id,
+    }
+
+
+async def name_of(books: Books, member: Member) -> str | None:
+    """An account's first name, as everybody can see it."""
+    ((name,),) = await books.rows("SELECT first_name FROM account WHERE account_id = :id", id=member.account_id)
+    return str(name) if name is not None else None
+
+
+async def carry_out(books: Books, *journeys: list[Question], last: list[Question]) -> None:
+    """Some journeys in one transaction, which is committed with the last of them."""
+    async with books.database.transaction() as transaction:
+        for each in journeys:
+            await at_once(transaction, *each)
+        await at_once(transaction, *last, commit=True)
+
+
+async def test_what_is_committed_with_its_last_journey_is_there_whatever_follows(books: Books) -> None:
+    member = await books.someone()
+    await books.put(member, linked=False)
+
+    async def ask_too_late() -> None:
+        async with books.database.transaction() as transaction:
+            await at_once(transaction, naming(member.account_id, "before"))
+            await at_once(transaction, naming(member.account_id, "last"), commit=True)
+            assert await name_of(books, member) == "last"
+            await at_once(transaction, naming(member.account_id, "too late"))
+
+    with pytest.raises(RuntimeError, match="the transaction is over"):
+        await ask_too_late()
+    assert await name_of(books, member) == "last"
+
+
+async def test_nothing_is_committed_of_a_last_journey_in_which_anything_fails(books: Books) -> None:
+    member = await books.someone()
+    await books.put(member, linked=False)
+    before, last = naming(member.account_id, "before"), naming(member.account_id, "last")
+    for failing in ([last, ("SELECT 1 / 0", {})], [("SELECT 1 / 0", {}), last]):
+        with pytest.raises(DBAPIError):
+            await carry_out(books, [before], last=failing)
+        assert await name_of(books, member) is None
+    await carry_out(books, [before], last=[last])
+    assert await name_of(books, member) == "last"
