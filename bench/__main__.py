@@ -71,7 +71,10 @@ async def _run(sizes: Sizes, names: list[str]) -> list[Measured]:
         async with sides(running, sizes, _say) as both:
             for name in names:
                 _say(f"{time.monotonic() - began:4.0f} s  measuring {name}")
-                results += await GROUPS[name](both)
+                found = await GROUPS[name](both)
+                # At once, for the next group may fail, and this one took its time.
+                _say(table(found))
+                results += found
     _say(f"{time.monotonic() - began:4.0f} s  done")
     return results
 

@@ -45,7 +45,8 @@ INSERT INTO referral (referral_id, code, channel, referrer_id, referee_id, click
         at, CASE WHEN paid THEN 'pro' END, CASE WHEN paid THEN 90 END, CASE WHEN paid THEN 'in_f' || n END,
         CASE WHEN paid THEN at END, at
     FROM (
-        SELECT n, n %% 5 < 2 AS paid, now() - interval '1 year' * ((n * 7919) %% %(friends)s + 1) / %(friends)s AS at,
+        SELECT n, n %% 5 < 2 AS paid,
+            now() - interval '1 year' * ((n::bigint * 7919) %% %(friends)s + 1) / %(friends)s AS at,
             CASE WHEN n <= %(star)s THEN 'acct-star' ELSE 'acct-r' || n %% (%(others)s + 1) END AS referrer
         FROM generate_series(1, %(friends)s) n) each;
 
