@@ -66,8 +66,9 @@ INSERT INTO grant_lot (grant_id, account_id, referral_id, role, minutes, remaini
     WHERE credited_at IS NOT NULL;
 
 INSERT INTO customer (customer_id, account_id, linked_at)
-    SELECT 'cus_' || substr(account_id, 6), account_id, created_at FROM account
-    WHERE account_id !~ '^acct-f' OR account_id IN (SELECT referee_id FROM referral WHERE credited_at IS NOT NULL);
+    SELECT 'cus_' || substr(account_id, 6), account_id, created_at
+    FROM account LEFT JOIN referral ON referee_id = account_id AND credited_at IS NOT NULL
+    WHERE account_id !~ '^acct-f' OR referee_id IS NOT NULL;
 
 INSERT INTO paid_period (invoice_id, customer_id, subscription_id, paid_at, amount_paid, total, lines)
     SELECT 'in_' || substr(customer_id, 5), customer_id, 'sub_' || substr(customer_id, 5), linked_at, 2900, 2900,
@@ -147,10 +148,12 @@ def ledger(servers: Servers, name: str, referrals: int, star: int, due: int = 0)
         # As one who restores a dump: what is written here is whole, and is not looked at row by row.
         connection.execute("SET session_replication_role = replica")
         connection.execute("SET synchronous_commit = off")
+        connection.execute("SET work_mem = '256MB'")
         for statements in (_PEOPLE, _REFERRALS, _DUE, _TOTALS):
             script = psycopg.ClientCursor(connection).mogrify(statements, sizes)
             for statement in filter(str.strip, script.split(";\n")):
                 connection.execute(statement.encode())
+            connection.execute("ANALYZE")
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
     try:
