@@ -24,8 +24,6 @@ Transaction = AsyncConnection
 _WRITTEN = "referrals_written_messages"
 _NOTED = "referrals_noted_happenings"
 _AROUND = "referrals_around_a_journey"
-
-
 _OVER = "referrals_transaction_is_over"
 
 # A server that is there ends what takes too long itself. One that vanished without a word is noticed by its silence: to
