@@ -223,7 +223,8 @@ async def _sent(connection: Any, questions: Sequence[Question], *, commit: bool)
             # The server passes over it where a statement before it failed. The driver sees that the transaction is
             # over, and sends no other one.
             await connection.execute("COMMIT", prepare=False)
-    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    # Not by the cursor's `description`: it looks up the type of every column.
+    return [await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [] for cursor in cursors]
 
 
 def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
