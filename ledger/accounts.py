@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -386,6 +386,20 @@ async def link_with_code(transaction: Transaction, code: str) -> Link | None:
     return link_found(rows)
 
 
+async def link_followed(statement: Transaction, code: str, channel: str, day: date) -> Link | None:
+    """The same, with one click on it counted, unless its account is erased: what every visitor waits for, in one go.
+
+    Args:
+        statement: a connection on which a statement is a transaction.
+        code: the link's, however it is written.
+        channel: by which way the link was shared.
+        day: of the click, UTC.
+    """
+    values = {"code": plain_code(code), "channel": channel, "day": day}
+    [rows] = await database.at_once(statement, (_LINK_FOLLOWED, values))
+    return link_found(rows)
+
+
 def asking_link_with(code: str) -> Question:
     """Asks for the link of that code, however it is written, for :func:`link_found`."""
     return _LINK_WITH_CODE, {"code": plain_code(code)}
@@ -407,3 +421,11 @@ FROM referral_link JOIN account USING (account_id)
 """
 _LINK_OF = f"{_LINK} WHERE account_id = %(account)s"
 _LINK_WITH_CODE = f"{_LINK} WHERE code = %(code)s"
+_LINK_FOLLOWED = f"""
+WITH link AS ({_LINK_WITH_CODE}), counted AS (
+    INSERT INTO click_count AS known (code, channel, day, clicks)
+    SELECT code, %(channel)s, %(day)s::date, 1 FROM link WHERE erased_at IS NULL
+    ON CONFLICT (code, channel, day) DO UPDATE SET clicks = known.clicks + 1
+)
+SELECT * FROM link
+"""  # noqa: S608 - of our own words

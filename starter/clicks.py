@@ -1,14 +1,16 @@
 """`GET /r/{code}`: a person's click starts a referral; machines and prefetches start nothing (rules 15 to 17)."""
 
+from datetime import date, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from ledger import accounts, queries, referrals
+from ledger import accounts, referrals
+from ledger.accounts import Link
 from ledger.referrals import ClickedLink
 from program.referral import REPEATED_CLICK, AttributionWindow
 from starter.limits import Limited
@@ -58,15 +60,15 @@ async def follow_link(
     if who is Visitor.PREFETCH:
         services.metrics.clicks.labels("prefetch").inc()
         return Response(status_code=503, headers=_NO_STORE)
-    async with services.database.statement() as transaction:
-        # The one character that PostgreSQL cannot even look for.
-        link = None if "\0" in code else await accounts.link_with_code(transaction, code)
+    now = services.now().replace(microsecond=0)
+    channel = channel_of(c)
+    repeated = _earlier_click(request, services, accounts.plain_code(code), now) if who is Visitor.PERSON else None
+    counts = who is Visitor.PERSON and repeated is None
+    link = await (_link_counted(services, code, channel, now.date()) if counts else _link(services, code))
     if link is None or link.erased:
         return await _unknown(request, services)
-    now = services.now().replace(microsecond=0)
-    fresh = ClickedLink(
-        referrals.new_id(), link.code, channel_of(c), AttributionWindow(now, services.settings.attribution_window)
-    )
+    window = AttributionWindow(now, services.settings.attribution_window)
+    fresh = ClickedLink(referrals.new_id(), link.code, channel, window)
     if who is Visitor.MACHINE:
         services.metrics.clicks.labels("machine").inc()
         return services.site.page(
@@ -76,17 +78,13 @@ async def follow_link(
             giver=fit_to_show(link.first_name),
             way_on=_signup_url(services, fresh),
         )
-    repeated = _earlier_click(request, services, fresh)
-    if repeated is not None and await _start(services, repeated, link.account_id):
-        services.metrics.clicks.labels("repeat").inc()
-        return _redirect(services, repeated)
+    if repeated is not None:
+        if await _start(services, repeated, link.account_id):
+            services.metrics.clicks.labels("repeat").inc()
+            return _redirect(services, repeated)
+        # What it would repeat is over: a new one after all.
+        await _link_counted(services, code, channel, now.date())
     await _start(services, fresh, link.account_id)
-    try:
-        async with services.database.statement() as transaction:
-            await queries.count_click(transaction, link.code, fresh.channel, now.date())
-    except SQLAlchemyError as error:
-        # The referral has begun, and nobody is held up for a number.
-        log.warning("click not counted", referral_id=fresh.referral_id, error=type(error).__name__)
     services.metrics.clicks.labels("person").inc()
     return _redirect(services, fresh)
 
@@ -100,21 +98,42 @@ async def follow_half_a_link(request: Request, services: Serving) -> Response:
     return await _unknown(request, services)
 
 
+async def _link(services: Services, code: str) -> Link | None:
+    if "\0" in code:  # the one character that PostgreSQL cannot even look for
+        return None
+    async with services.database.statement() as statement:
+        return await accounts.link_with_code(statement, code)
+
+
+async def _link_counted(services: Services, code: str, channel: str, day: date) -> Link | None:
+    """The link, with a click on it counted; where that cannot be, nobody is held up for a number."""
+    if "\0" in code:
+        return None
+    try:
+        async with services.database.statement() as statement:
+            return await accounts.link_followed(statement, code, channel, day)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) is None:  # it did not refuse: it is away
+            raise
+        log.warning("click not counted", channel=channel, error=type(error).__name__)
+        return await _link(services, code)
+
+
 async def _unknown(request: Request, services: Services) -> Response:
     await services.limits.take(Limited.UNKNOWN_CODES, request)
     services.metrics.clicks.labels("unknown").inc()
     return services.site.page(request, "unknown_link.html", 404)
 
 
-def _earlier_click(request: Request, services: Services, fresh: ClickedLink) -> ClickedLink | None:
-    """The click of the same visitor on the same link that this one only repeats, if it does (rule 16)."""
+def _earlier_click(request: Request, services: Services, code: str, now: datetime) -> ClickedLink | None:
+    """The click of the same visitor on the link of that code that one now only repeats, if it does (rule 16)."""
     # The cookie of the link itself knows it also where another link was followed meanwhile.
     for cookie in (request.cookies.get(VISIT_COOKIE), request.cookies.get(COOKIE)):
         try:
             earlier = services.tokens.read(cookie or "")
         except InvalidTokenError:
             continue
-        if earlier.code == fresh.code and earlier.window.same_visit(fresh.window.clicked_at):
+        if earlier.code == code and earlier.window.same_visit(now):
             return earlier
     return None
 

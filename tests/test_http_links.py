@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import func, select
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -266,6 +267,7 @@ async def test_rule_23_an_erased_members_link_is_as_unknown_as_any(starter: Star
         assert erased.text == unknown.text
         assert metas_of(erased)["robots"] == "noindex"
         assert "default-src 'none'" in erased.headers["content-security-policy"]
+    assert await counted(starter) == {}
 
 
 @pytest.mark.parametrize("path", ["/r", "/r/", "/r/{code}/", "/r/{code}/more"])
@@ -382,6 +384,18 @@ async def test_rule_16_a_click_on_a_run_that_is_over_is_a_new_referral(starter: 
     second = await starter.click(code, cookie=first.cookie)
     assert second.referral_id != first.referral_id
     assert await started(starter, second.referral_id)
+    assert await counted(starter) == {"link": 2}
+
+
+async def test_a_click_that_cannot_be_counted_still_leads_on(starter: Starter, owner: psycopg.Connection) -> None:
+    code = await starter.link(await starter.subscriber())
+    owner.execute("REVOKE INSERT ON click_count FROM referrals_app")
+    visit = await starter.click(code)
+    assert await started(starter, visit.referral_id)
+    assert await counted(starter) == {}
+    owner.execute("GRANT INSERT ON click_count TO referrals_app")
+    await starter.click(code, channel="qr")
+    assert await counted(starter) == {"qr": 1}
 
 
 async def test_the_runs_that_clicks_start_are_as_many_as_the_clicks(starter: Starter) -> None:
