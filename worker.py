@@ -43,6 +43,10 @@ GRACEFUL_SHUTDOWN = timedelta(seconds=20)
 STICKY = timedelta(seconds=3)
 """How long a run waits for the worker that has it in memory. After a crash, another one takes it up after that."""
 
+POLLS = PollerBehaviorAutoscaling()
+"""As many at once as the server says that there is work. By the SDK's default there is one for runs that no worker
+remembers, and after a restart that is all of them."""
+
 STEPS_AT_ONCE = 10
 """Of each kind, local and regular: each step holds a connection, and the pool has twice as many."""
 
@@ -94,7 +98,7 @@ def build_worker(
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         sticky_queue_schedule_to_start_timeout=STICKY,
-        workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
+        workflow_task_poller_behavior=POLLS,
         max_concurrent_activities=STEPS_AT_ONCE,
         max_concurrent_local_activities=STEPS_AT_ONCE,
     )
@@ -154,6 +158,7 @@ def build_upkeep_worker(
         interceptors=interceptors,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         sticky_queue_schedule_to_start_timeout=STICKY,
+        workflow_task_poller_behavior=POLLS,
         max_concurrent_activities=UPKEEP_STEPS_AT_ONCE,
         max_concurrent_local_activities=UPKEEP_STEPS_AT_ONCE,
     )
