@@ -421,27 +421,25 @@ async def _reversed(transaction: Transaction, qualified: Sequence[Any]) -> tuple
     return tuple(found)
 
 
-async def news_of(transaction: Transaction, customers: Iterable[str], plans: Plans, *, again: bool = False) -> News:
-    """Move what rule 9 moves for the accounts of these customers, which are locked, and say which runs must hear.
-
-    Args:
-        transaction: the one in which the facts were stored.
-        customers: whom they are about.
-        plans: the plans on sale.
-        again: the facts were stored before, and nobody knows who was told: every open grant is named, moved or not.
-    """
-    return await _news(transaction, await _owners(transaction, customers), plans, again)
-
-
 async def news_of_account(transaction: Transaction, account_id: str, plans: Plans) -> News:
-    """The same for an account that was just reported, and may have had a customer linked to it (rules 9 and 14)."""
+    """Move what rule 9 moves for an account, and say which runs must hear (rules 9 and 14).
+
+    It was just reported, and may have had a customer linked to it: in this transaction, which has both locked.
+    """
     return await _news(transaction, [account_id], plans)
 
 
 async def news_of_accounts(
     transaction: Transaction, account_ids: Iterable[str], plans: Plans, *, again: bool = False
 ) -> News:
-    """The same for several accounts, which are locked here: no customer is locked after them."""
+    """The same for several accounts, which are locked here: no customer is locked after them.
+
+    Args:
+        transaction: within which.
+        account_ids: whose.
+        plans: the plans on sale.
+        again: facts were stored before, and nobody knows who was told: every open grant is named, moved or not.
+    """
     return await _news(transaction, account_ids, plans, again)
 
 
@@ -486,7 +484,7 @@ def asking_news(account_ids: Iterable[str]) -> tuple[Question, Question]:
 async def news_found(
     transaction: Transaction, answers: Sequence[Sequence[Any]], plans: Plans, *, again: bool = False
 ) -> News:
-    """The news of accounts, as :func:`news_of` tells them, by what :func:`asking_news` asked in this transaction."""
+    """The news of accounts, as :func:`news_of_accounts` tells them, by what :func:`asking_news` asked here."""
     with_bonuses, awaiting = answers
     moved: list[MovedGrant] = []
     for row in with_bonuses:

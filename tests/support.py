@@ -270,7 +270,7 @@ class World:
         async with self.database.transaction() as transaction:
             profile = Profile(member.account_id, member.email, member.created_at, member.customer_id)
             await accounts.put(transaction, profile, HASHES)
-            news = await facts.news_of(transaction, [member.customer_id], self.plans)
+            news = await facts.news_of_account(transaction, member.account_id, self.plans)
         await self.messenger.tell(news, "put")
         return news
 
