@@ -310,7 +310,9 @@ class Demo:
             for number, click in enumerate(counted, 1):
                 if click.account_id not in codes:
                     codes[click.account_id] = await self._link(transaction, click.account_id)
-                await queries.count_click(transaction, codes[click.account_id], click.channel, click.clicked_at.date())
+                await accounts.link_followed(
+                    transaction, codes[click.account_id], click.channel, click.clicked_at.date()
+                )
                 self._step("links are followed", number, len(counted))
             await reconciliation.go_on_at(
                 transaction, _walk(seed), str(_Begun(begun.until, begun.members, _Begun.RUNS))

@@ -390,13 +390,16 @@ async def link_followed(statement: Transaction, code: str, channel: str, day: da
     """The same, with one click on it counted, unless its account is erased: what every visitor waits for, in one go.
 
     Args:
-        statement: a connection on which a statement is a transaction.
+        statement: a connection on which several statements that are sent together are a transaction.
         code: the link's, however it is written.
         channel: by which way the link was shared.
         day: of the click, UTC.
+
+    Raises:
+        DBAPIError: the click cannot be counted; among other reasons because somebody has held a lock for a second.
     """
     values = {"code": plain_code(code), "channel": channel, "day": day}
-    [rows] = await database.at_once(statement, (_LINK_FOLLOWED, values))
+    _, rows = await database.at_once(statement, (_PATIENCE, {}), (_LINK_FOLLOWED, values))
     return link_found(rows)
 
 
@@ -421,6 +424,7 @@ FROM referral_link JOIN account USING (account_id)
 """
 _LINK_OF = f"{_LINK} WHERE account_id = %(account)s"
 _LINK_WITH_CODE = f"{_LINK} WHERE code = %(code)s"
+_PATIENCE = "SELECT set_config('lock_timeout', '1s', true)"
 _LINK_FOLLOWED = f"""
 WITH link AS ({_LINK_WITH_CODE}), counted AS (
     INSERT INTO click_count AS known (code, channel, day, clicks)

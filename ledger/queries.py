@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, func, select, tuple_
@@ -276,14 +276,3 @@ def _lot(row: Row[Any], moment: datetime) -> Lot:
         expires_at=row.expires_at,
         state=state,
     )
-
-
-async def count_click(transaction: Transaction, code: str, channel: str, day: date) -> None:
-    """Count one click on a link, by channel and UTC day."""
-    await database.at_once(transaction, (_COUNT_CLICK, {"code": code, "channel": channel, "day": day}))
-
-
-_COUNT_CLICK = """
-INSERT INTO click_count AS known (code, channel, day, clicks) VALUES (%(code)s, %(channel)s, %(day)s, 1)
-ON CONFLICT (code, channel, day) DO UPDATE SET clicks = known.clicks + 1
-"""

@@ -111,10 +111,10 @@ def _interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     )
     # A request is compared with one route after the other: first come those that are called the most.
     for module in (
-        stripe_webhooks,
         clicks,
-        signups,
         accounts,
+        signups,
+        stripe_webhooks,
         usage,
         referrals,
         portal_sessions,

@@ -106,17 +106,17 @@ async def _link(services: Services, code: str) -> Link | None:
 
 
 async def _link_counted(services: Services, code: str, channel: str, day: date) -> Link | None:
-    """The link, with a click on it counted; where that cannot be, nobody is held up for a number."""
+    """The link, with a click on it counted; where that cannot be, nobody is kept waiting for a number."""
     if "\0" in code:
         return None
     try:
         async with services.database.statement() as statement:
             return await accounts.link_followed(statement, code, channel, day)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) is None:  # it did not refuse: it is away
-            raise
-        log.warning("click not counted", channel=channel, error=type(error).__name__)
-        return await _link(services, code)
+        link = await _link(services, code)
+        if link is not None:
+            log.warning("click not counted", error=type(error.orig).__name__)
+        return link
 
 
 async def _unknown(request: Request, services: Services) -> Response:

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors
 
 from devstack.postgres import EmbeddedPostgres
-from ledger import portal_sessions, queries, usage
+from ledger import accounts, portal_sessions, usage
 from ledger.dashboard import BONUSES_SHOWN, ChannelCount, Dashboard, MonthCount, dashboard
 from ledger.database import Database, Transaction
 from ledger.migrate import migrate
@@ -38,7 +38,7 @@ async def seen(books: Books, member: Member) -> Dashboard:
 async def click(books: Books, code: str, channel: str, times: int = 1) -> None:
     for _ in range(times):
         async with books.database.transaction() as transaction:
-            await queries.count_click(transaction, code, channel, (await books.clock.now()).date())
+            await accounts.link_followed(transaction, code, channel, (await books.clock.now()).date())
 
 
 # Months

@@ -1,5 +1,6 @@
 """`GET /r/{code}`: persons, machines, prefetches; what a click starts and counts (rules 15 to 17)."""
 
+import asyncio
 import re
 import socket
 import time
@@ -34,6 +35,7 @@ from tests.http_support import (
     token_of,
     tokens,
 )
+from tests.support import DatabaseUrls, until
 from workflows.messages import REFERRAL_STAGE, REFERRER_ACCOUNT, workflow_id
 
 DAY = timedelta(hours=24)
@@ -396,6 +398,48 @@ async def test_a_click_that_cannot_be_counted_still_leads_on(starter: Starter, o
     owner.execute("GRANT INSERT ON click_count TO referrals_app")
     await starter.click(code, channel="qr")
     assert await counted(starter) == {"qr": 1}
+
+
+@pytest.mark.parametrize(
+    "lock", ["LOCK TABLE click_count IN SHARE MODE", "UPDATE click_count SET clicks = clicks"], ids=["table", "row"]
+)
+async def test_clicks_that_cannot_be_counted_for_a_lock_lead_on_all_the_same(
+    starter: Starter, owner: psycopg.Connection, lock: str
+) -> None:
+    code = await starter.link(await starter.subscriber())
+    await starter.click(code)
+    with owner.transaction():
+        owner.execute(lock.encode())
+        async with asyncio.timeout(10):
+            # More than there are connections.
+            visits = await asyncio.gather(*(starter.click(code) for _ in range(40)))
+            unknown = await starter.follow("nosuchcode", agent=IPHONE)
+    assert unknown.status_code == 404
+    assert all([await started(starter, visit.referral_id) for visit in visits])
+    assert await counted(starter) == {"link": 1}
+    await starter.click(code)
+    assert await counted(starter) == {"link": 2}
+
+
+async def test_a_click_whose_connection_is_lost_at_the_count_leads_on(
+    starter: Starter, owner: psycopg.Connection, database_urls: DatabaseUrls
+) -> None:
+    code = await starter.link(await starter.subscriber())
+    await starter.click(code)
+    with owner.transaction(), psycopg.connect(database_urls.app.replace("+psycopg", ""), autocommit=True) as other:
+
+        async def killed() -> int:
+            return other.execute(
+                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+            ).rowcount
+
+        owner.execute("UPDATE click_count SET clicks = clicks")
+        click = asyncio.create_task(starter.click(code))
+        await until(killed, lambda seen: seen > 0)
+        visit = await click
+    assert await started(starter, visit.referral_id)
+    assert await counted(starter) == {"link": 1}
 
 
 async def test_the_runs_that_clicks_start_are_as_many_as_the_clicks(starter: Starter) -> None:

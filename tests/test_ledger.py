@@ -1202,9 +1202,26 @@ async def test_clicks_are_counted_by_channel_and_day(books: Books) -> None:
     today = datetime.now(UTC).date()
     for channel, day in (("link", today), ("link", today), ("qr", today), ("link", today - DAY)):
         async with books.database.transaction() as transaction:
-            await queries.count_click(transaction, link.code, channel, day)
+            await accounts.link_followed(transaction, link.code, channel, day)
     assert sorted(await books.rows("SELECT channel, clicks FROM click_count")) == [("link", 1), ("link", 2), ("qr", 1)]
     assert (await books.summary(referrer)).clicks == 4
+
+
+async def test_the_patience_of_a_click_ends_with_the_click(
+    books: Books, database_urls: DatabaseUrls, owner: psycopg.Connection
+) -> None:
+    link, today = await books.link(await books.subscriber()), datetime.now(UTC).date()
+    database = Database(database_urls.app, pool_size=1)
+    async with database.statement() as statement:
+        assert await accounts.link_followed(statement, link.code, "qr", today) == link
+    with owner.transaction():
+        owner.execute("UPDATE click_count SET clicks = clicks")
+        async with database.statement() as statement:
+            with pytest.raises(DBAPIError, match="LockNotAvailable"):
+                await accounts.link_followed(statement, link.code, "qr", today)
+            assert await at_once(statement, ("SHOW lock_timeout", {})) == [[("0",)]]
+    await database.close()
+    assert await books.rows("SELECT clicks FROM click_count") == [(1,)]
 
 
 async def test_a_window_of_another_length_is_kept_with_the_referral(books: Books) -> None:
