@@ -106,7 +106,7 @@ async def _link(services: Services, code: str) -> Link | None:
 
 
 async def _link_counted(services: Services, code: str, channel: str, day: date) -> Link | None:
-    """The link, with a click on it counted; where that cannot be, nobody is kept waiting for a number."""
+    """The link, with a click on it counted; where that cannot be, the visit is no worse for a number."""
     if "\0" in code:
         return None
     try:
