@@ -62,7 +62,8 @@ class Plot:
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
         if self.logarithmic:
             axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        # With room above what hardly changes: the default would end just there.
+        axes.set_ylim(0, 1.2 * axes.dataLim.ymax)
         axes.set(title=self.title, xlabel=self.across, ylabel=self.up)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
