@@ -60,6 +60,8 @@ async def follow_link(
     if who is Visitor.PREFETCH:
         services.metrics.clicks.labels("prefetch").inc()
         return Response(status_code=503, headers=_NO_STORE)
+    if "\0" in code:  # the one character that PostgreSQL cannot even look for
+        return await _unknown(request, services)
     now = services.now().replace(microsecond=0)
     channel = channel_of(c)
     repeated = _earlier_click(request, services, accounts.plain_code(code), now) if who is Visitor.PERSON else None
@@ -99,16 +101,12 @@ async def follow_half_a_link(request: Request, services: Serving) -> Response:
 
 
 async def _link(services: Services, code: str) -> Link | None:
-    if "\0" in code:  # the one character that PostgreSQL cannot even look for
-        return None
     async with services.database.statement() as statement:
         return await accounts.link_with_code(statement, code)
 
 
 async def _link_counted(services: Services, code: str, channel: str, day: date) -> Link | None:
     """The link, with a click on it counted; where that cannot be, the visit is no worse for a number."""
-    if "\0" in code:
-        return None
     try:
         async with services.database.statement() as statement:
             return await accounts.link_followed(statement, code, channel, day)
