@@ -192,10 +192,11 @@ async def _existing_account(world: World, _: Member) -> Member:
     return await world.member("friend", created_at=await world.clock.now() - timedelta(minutes=3))
 
 
-async def _already_referred(world: World, referrer: Member) -> Member:
-    friend = await world.member("friend")
-    earlier = await world.click(referrer)
-    await world.sign_up(earlier, referrer, friend)
+async def _already_referred(world: World, _: Member) -> Member:
+    # By somebody else, who is credited when the friend pays.
+    friend, first = await world.member("friend"), await world.subscriber("first")
+    earlier = await world.click(first)
+    await world.sign_up(earlier, first, friend)
     await world.reaches(earlier.referral_id, Stage.SIGNED_UP)
     return friend
 
