@@ -429,15 +429,17 @@ async def test_a_click_whose_connection_is_lost_at_the_count_leads_on(
     with owner.transaction(), psycopg.connect(database_urls.app.replace("+psycopg", ""), autocommit=True) as other:
 
         async def killed() -> int:
+            if clicks[-1].done():  # its patience was over before anybody looked
+                clicks.append(asyncio.create_task(starter.click(code)))
             return other.execute(
                 """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE datname = current_database() AND wait_event_type = 'Lock'"""
             ).rowcount
 
         owner.execute("UPDATE click_count SET clicks = clicks")
-        click = asyncio.create_task(starter.click(code))
+        clicks = [asyncio.create_task(starter.click(code))]
         await until(killed, lambda seen: seen > 0)
-        visit = await click
+        visit = await clicks[-1]
     assert await started(starter, visit.referral_id)
     assert await counted(starter) == {"link": 1}
 
