@@ -1,7 +1,9 @@
 """Nothing lost, nothing twice: a short run under fire, and that the tally behind it finds what is lost or twice."""
 
 import ast
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,52 @@ async def test_the_tally_finds(
 
     found = _of(record, database_urls)
     assert words in " ".join([*found.wrong, *found.pending]), found
+
+
+class _Busy(type(Path())):  # type: ignore[misc]
+    """A record to which something is added right after it was read, or only when the books have been read as well."""
+
+    arrives: Callable[[], None]
+    moment: str
+    reads = 0
+
+    def read_text(self, *args: Any, **kwargs: Any) -> str:
+        """What is in it."""
+        self.reads += 1
+        if (self.reads, self.moment) == (2, "books read"):
+            self.arrives()
+        lines = str(super().read_text(*args, **kwargs))
+        if (self.reads, self.moment) == (1, "record read"):
+            self.arrives()
+        return lines
+
+
+@pytest.mark.parametrize("moment", ["record read", "books read"])
+async def test_the_tally_is_not_misled_by_what_arrives_while_it_reads(
+    moment: str, books: Books, database_urls: DatabaseUrls, owner: psycopg.Connection, tmp_path: Path
+) -> None:
+    record, _ = await _credited(books, tmp_path)
+    late = f"msg_{'1a7e' * 8}"
+
+    def arrives() -> None:
+        owner.execute(
+            "INSERT INTO outbox (message_id, type, referral_id, account_id, data, created_at, due_at)"
+            " SELECT %s, 'bonus.expiring', referral_id, account_id, data, created_at, due_at"
+            " FROM outbox WHERE type = 'bonus.credited' LIMIT 1",
+            (late,),
+        )
+        owner.execute(
+            "INSERT INTO delivery (message_id, endpoint, state, at) VALUES (%s, 'b', 'delivered', now())", (late,)
+        )
+        with record.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"what": "received", "message": late, "body": "b"}) + "\n")
+
+    busy = _Busy(record)
+    busy.arrives, busy.moment = arrives, moment
+    found = _of(busy, database_urls)
+
+    assert found.holds, found
+    assert found.counted["messages received"] == 1
 
 
 async def _credited(books: Books, folder: Path) -> tuple[Path, dict[Role, str]]:

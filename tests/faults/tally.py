@@ -96,10 +96,8 @@ def tally(record: Path, url: str) -> Tally:
         record: the lines that those who used the program wrote.
         url: a connection to the database that may read it all.
     """
-    said, counts = _read(record), Tally()
-    with psycopg.connect(url, row_factory=dict_row) as connection:
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        books = _Books(connection)
+    said, books = _at_one_moment(record, url)
+    counts = Tally()
     _stories(said, books, counts)
     _journal(books, counts)
     _ends(said, books, counts)
@@ -108,6 +106,21 @@ def tally(record: Path, url: str) -> Tally:
     _accounts(said, books, counts)
     _messages(said, books, counts)
     return counts
+
+
+def _at_one_moment(record: Path, url: str) -> tuple[_Said, "_Books"]:
+    """What was written down and what PostgreSQL holds, of one moment: messages still arrive while this is read.
+
+    Read before the books, the record lacks what arrived meanwhile and is said to be delivered in them; read after them,
+    it has what they do not know yet.
+    """
+    while True:
+        lines = record.read_text(encoding="utf-8")
+        with psycopg.connect(url, row_factory=dict_row) as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            books = _Books(connection)
+        if record.read_text(encoding="utf-8") == lines:
+            return _read(lines), books
 
 
 class _Books:
@@ -134,9 +147,9 @@ class _Books:
         return [lot for lot in self.lots.values() if lot["referral_id"] == referral_id]
 
 
-def _read(record: Path) -> _Said:
+def _read(lines: str) -> _Said:
     said = _Said()
-    for line in record.read_text(encoding="utf-8").splitlines():
+    for line in lines.splitlines():
         one: Row = json.loads(line)
         match one["what"]:
             case "story":
