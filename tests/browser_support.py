@@ -283,6 +283,28 @@ async def assert_stands_still(page: Page) -> None:
     assert not moved, f"{page.url} moves:\n" + "\n".join(moved)
 
 
+async def arrives_piece_by_piece(page: Page) -> None:
+    """Load the page that is open anew as over a slow line: it is shown after its header, and after all that follows.
+
+    A sentence, a button or a picture comes as a whole; a page's head and header fit into the first packet.
+    """
+    await page.evaluate(
+        """async () => {
+            const shown = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
+            const whole = /<\\/(a|button|dd|dt|figcaption|form|h\\d|label|li|p|summary|table|ul)>|<(img|input)[^>]*>/g;
+            const [header, rest] = (await (await fetch(location)).text()).split(/(?<=<\\/header>)/);
+            const pieces = [header, ...rest.replace(whole, '$&\\0').split('\\0')];
+            document.open();
+            for (const piece of pieces) {
+                document.write(piece);
+                await shown();
+            }
+            document.close();
+        }"""
+    )
+    await page.wait_for_load_state()
+
+
 class Wire:
     """Counts what comes over the wire for a page."""
 

@@ -11,7 +11,17 @@ import psycopg
 import pytest
 from playwright.async_api import Page, Request, Route, expect
 
-from tests.browser_support import DESKTOP, PHONE, WAIT_MILLISECONDS, WIDTHS, Person, Site, Wire, assert_stands_still
+from tests.browser_support import (
+    DESKTOP,
+    PHONE,
+    WAIT_MILLISECONDS,
+    WIDTHS,
+    Person,
+    Site,
+    Wire,
+    arrives_piece_by_piece,
+    assert_stands_still,
+)
 from tests.conftest import free_port
 from tests.http_support import WHATSAPP, Visit, person
 from tests.population import Past, plant
@@ -125,6 +135,20 @@ async def test_every_state_is_told_in_words_and_accessible(site: Site, state: st
             page = await enter(site, visitor, member)
             await expect(page.get_by_role("main")).to_contain_text(words)
             await looks_well(visitor)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_nothing_moves_while_the_page_arrives(site: Site, width: str) -> None:
+    rita = await with_friends(site)
+    async with site.person(WIDTHS[width]) as visitor:
+        await visitor.context.add_init_script("Navigator.prototype.share = async () => {};")
+        page = await enter(site, visitor, rita)
+
+        await arrives_piece_by_piece(page)
+
+        await expect(page.get_by_role("main")).to_contain_text("Signed up, waiting for the first payment")
+        await expect(page.get_by_role("button", name="Share …")).to_be_visible()
+        await assert_stands_still(page)
 
 
 async def looks_well(visitor: Person) -> None:

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+from playwright.async_api import expect
 
-from tests.browser_support import PHONE, WIDTHS, Site, Wire, assert_stands_still
+from tests.browser_support import PHONE, WIDTHS, Site, Wire, arrives_piece_by_piece, assert_stands_still
 from tests.http_support import WHATSAPP
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -61,6 +62,18 @@ async def test_the_first_view_is_small_and_stands_still(site: Site) -> None:
         await assert_stands_still(reader.page)
     async with site.person() as reader:
         await reader.open("/refer")
+        await assert_stands_still(reader.page)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("path", PAGES)
+async def test_nothing_moves_while_a_page_arrives(site: Site, path: str, width: str) -> None:
+    async with site.person(WIDTHS[width], expected=(404,)) as reader:
+        await reader.open(path)
+
+        await arrives_piece_by_piece(reader.page)
+
+        await expect(reader.page.get_by_role("contentinfo")).to_contain_text("Program Terms")
         await assert_stands_still(reader.page)
 
 

@@ -254,7 +254,8 @@ def test_a_page_can_be_made_of_every_state_and_has_nothing_inline_and_nothing_fr
         if tag in ("script", "img", "link"):
             assert (attributes.get("src") or attributes["href"] or "").startswith("/"), tag
     assert page.all("style") == []
-    assert [script.get("src") for script in page.all("script")] == [site.assets.path("portal.js")]
+    scripts = [site.assets.path(name) for name in ("abilities.js", "portal.js")]
+    assert [script.get("src") for script in page.all("script")] == scripts
 
 
 @every_state

@@ -17,7 +17,6 @@ function enhance(root) {
   for (const time of root.querySelectorAll("time[data-part]")) {
     time.textContent = formats[time.dataset.part].format(new Date(time.dateTime));
   }
-  if (navigator.share) root.querySelector("[data-share-place]")?.removeAttribute("hidden");
 }
 
 // Copying and sharing.
