@@ -25,7 +25,7 @@ STEPS = 2 * len(SHORT) + 3
 
 
 async def test_nothing_is_lost_and_nothing_happens_twice_under_faults(capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(SEED, STEPS, seconds_a_step=0.8, faults=SHORT, every=2, cycle_seconds=12.0, settle_seconds=120.0)
+    run = Run(SEED, STEPS, seconds_a_step=0.8, faults=SHORT, every=2, cycle_seconds=12.0, settle_seconds=180.0)
 
     outcome = await carry_out(run, print)
 
@@ -108,6 +108,10 @@ DAMAGE = {
         "UPDATE entry SET operation_key = 'usage:one' WHERE operation_key = 'usage:one '",
         "took 40 minutes, and 20 were answered",
     ),
+    "an end after 31 days instead of the cycle's": (
+        "UPDATE grant_lot SET expires_at = credited_at + interval '744 hours' WHERE grant_id = :friends",
+        "which is the end of no cycle",
+    ),
     "an event that is gone": ("DELETE FROM stripe_event", "is nowhere"),
     "an event of which nobody was told": ("UPDATE stripe_event SET signalled_at = NULL", "nobody was told of it"),
     "a signup that is gone": (
@@ -115,6 +119,10 @@ DAMAGE = {
         "the acknowledged signup",
     ),
     "a message that is gone": ("DELETE FROM outbox", "0 messages say credited"),
+    "a signup of which nobody is told": (
+        "DELETE FROM outbox WHERE type = 'referral.signed_up'",
+        "0 messages say referral.signed_up",
+    ),
 }
 """What somebody who may do everything does to the books, and the words by which the tally finds it."""
 
@@ -139,6 +147,27 @@ async def test_the_tally_finds(
 
     found = _of(record, database_urls)
     assert words in " ".join([*found.wrong, *found.pending]), found
+
+
+async def test_the_tally_finds_a_message_that_never_arrived(
+    books: Books, database_urls: DatabaseUrls, tmp_path: Path
+) -> None:
+    record, _ = await _credited(books, tmp_path)
+    lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+    record.write_text("".join(line for line in lines if '"received"' not in line), encoding="utf-8")
+    found = _of(record, database_urls)
+    assert "has not arrived" in " ".join(found.pending), found
+
+
+async def test_the_tally_finds_a_void_that_was_acknowledged_and_is_gone(
+    books: Books, database_urls: DatabaseUrls, tmp_path: Path
+) -> None:
+    record, _ = await _credited(books, tmp_path)
+    [(referral_id,)] = await books.rows("SELECT referral_id FROM referral")
+    with record.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"what": "decided", "referral": referral_id, "decision": "void"}) + "\n")
+
+    assert f"the acknowledged void of referral {referral_id} is nowhere" in _of(record, database_urls).wrong
 
 
 class _Busy(type(Path())):  # type: ignore[misc]
@@ -184,7 +213,7 @@ async def test_the_tally_is_not_misled_by_what_arrives_while_it_reads(
     found = _of(busy, database_urls)
 
     assert found.holds, found
-    assert found.counted["messages received"] == 1
+    assert found.counted["messages received"] == found.counted["messages"]
 
 
 async def _credited(books: Books, folder: Path) -> tuple[Path, dict[Role, str]]:
@@ -210,6 +239,8 @@ async def _credited(books: Books, folder: Path) -> tuple[Path, dict[Role, str]]:
     record.write("usage sent", account=friend.account_id, usage="one")
     taken = {"from_bonus": used.from_bonus, "from_plan": used.from_plan, "available": used.available}
     record.write("usage", account=friend.account_id, usage="one", minutes=20, **taken)
+    for (message,) in await books.rows("SELECT message_id FROM outbox"):
+        record.write("received", message=message, body="b")
     record.write("finished", story="s1")
     record.close()
     rows = await books.rows("SELECT role, grant_id FROM grant_lot")

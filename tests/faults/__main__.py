@@ -43,7 +43,7 @@ def main() -> int:
         faults=SHORT if short else ALL,
         every=2,
         cycle_seconds=12.0 if short else 30.0,
-        settle_seconds=90.0 if short else 300.0,
+        settle_seconds=180.0 if short else 300.0,
         at_most_seconds=seconds,
         keep=asked.keep,
         may_mount=not asked.no_mount,

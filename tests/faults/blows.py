@@ -128,8 +128,10 @@ class Blows:
                     serving.append(process)
         if not serving:
             return False
-        serving[0].send_signal(signal.SIGKILL)
-        return True
+        with suppress(psutil.NoSuchProcess):
+            serving[0].send_signal(signal.SIGKILL)
+            return True
+        return False
 
     async def _cut(self, program: str, server: str, seconds: float) -> bool:
         wire = self._servers.to_postgres if server == "postgres" else self._servers.to_temporal
@@ -157,6 +159,7 @@ class Blows:
             return False
         finally:
             wire.moment = None
+            moment.over = True
         if fault.seconds:
             await asyncio.sleep(fault.seconds)
         return True
@@ -233,10 +236,13 @@ class Blows:
         deadline = time.monotonic() + BACK_SECONDS
         while True:
             try:
-                return await asyncio.to_thread(partial(self._servers.move_ledger_clock, by))
+                await asyncio.to_thread(partial(self._servers.move_ledger_clock, by))
             except psycopg.Error:
                 if time.monotonic() > deadline:
                     raise
+            else:
+                self._servers.to_postgres.cut()
+                return
             await asyncio.sleep(0.2)
 
     async def _away(self, whose: str, seconds: float) -> bool:

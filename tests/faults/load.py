@@ -81,6 +81,9 @@ class Receiver:
         body = b""
         while True:
             part = await receive()
+            if part["type"] == "http.disconnect":
+                # Whoever sent it was killed in the middle of it.
+                return
             body += part.get("body", b"")
             if not part.get("more_body"):
                 break
@@ -221,6 +224,8 @@ class Load:
             )
         except UnexpectedAnswerError as error:
             self.problems.append(f"{story.name} ({story.kind}): {error}")
+        except Exception as error:
+            self.problems.append(f"{story.name} ({story.kind}) waited for {story.waits_for}: {error!r}")
 
     # What can be said to the program
 
@@ -645,7 +650,10 @@ class _Story:
             status, said = await self._load.command(
                 command, self._referral, *options, "--by", "ann", "--note", "as seen in the dashboard"
             )
-            if status == 0 or await self._decided(said, reached):
+            if status == 0:
+                self._load.write("decided", referral=self._referral, decision=command)
+                return
+            if await self._decided(said, reached):
                 return
             await asyncio.sleep(AGAIN_SECONDS)
 

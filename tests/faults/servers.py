@@ -72,9 +72,16 @@ class OwnFileSystem:
 
     def fill(self) -> None:
         """Let there be no room."""
-        status = os.statvfs(self._folder)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        self._mount("-o", f"remount,size={max(used, 1)}")
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            status = os.statvfs(self._folder)
+            used = (status.f_blocks - status.f_bfree) * status.f_frsize
+            try:
+                return self._mount("-o", f"remount,size={max(used, 1)}")
+            except subprocess.CalledProcessError:
+                # Something was written meanwhile: the kernel makes it no smaller than what is in it.
+                if time.monotonic() > deadline:
+                    raise
 
     def keep_full(self) -> None:
         """It stays full by itself."""
@@ -170,7 +177,7 @@ class Processes:
         """Send a signal to all processes of a program or server; how many there were."""
         processes = self.tree(name)
         for process in processes:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
         return len(processes)
 
@@ -256,7 +263,6 @@ class Servers:
         """Let the ledger's clock be that much ahead of everybody else's, for every connection made from now on."""
         with self.superuser() as connection:
             connection.execute(f"ALTER ROLE {APP} SET referrals.clock_offset = '{seconds} seconds'")
-        self.to_postgres.cut()
 
     async def up(self, *, may_mount: bool = True) -> None:
         """Bring everything up."""

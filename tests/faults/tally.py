@@ -85,6 +85,7 @@ class _Said:
     sent_uses: set[tuple[str, str]] = field(default_factory=set)
     lapsing: dict[str, str] = field(default_factory=dict)
     seen_stages: dict[str, str] = field(default_factory=dict)
+    voided: set[str] = field(default_factory=set)
     received: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     finished: set[str] = field(default_factory=set)
 
@@ -180,6 +181,8 @@ def _read(lines: str) -> _Said:
                 said.lapsing[one["story"]] = one["referral"]
             case "stage":
                 said.seen_stages[one["referral"]] = one["stage"]
+            case "decided" if one["decision"] == "void":
+                said.voided.add(one["referral"])
             case "received":
                 said.received[one["message"]].add(one["body"])
     return said
@@ -214,6 +217,8 @@ def _stories(said: _Said, books: _Books, counts: Tally) -> None:
         if seen := said.seen_stages.get(referral_id):
             # What was read over HTTP may be behind by then, and never before.
             _not_back(counts, referral_id, seen, row["stage"])
+        if referral_id in said.voided and row["voided_at"] is None:
+            counts.wrong.append(f"the acknowledged void of referral {referral_id} is nowhere")
         if row["stage"] in ("refused", "voided", "lapsed") and not row["reason"]:
             counts.wrong.append(f"referral {referral_id} ended without a bonus and does not say why")
         _sides(books, counts, story, referral_id, credited)
@@ -312,7 +317,9 @@ def _ends(said: _Said, books: _Books, counts: Tally) -> None:
     for grant_id, lot in books.lots.items():
         kinds = Counter(entry["kind"] for entry in books.entries[grant_id])
         expires_at, credited_at = lot["expires_at"], lot["credited_at"]
-        known = {datetime.fromtimestamp(end, UTC) for end in said.ends[lot["account_id"]]} | {credited_at + LONGEST}
+        ends = {datetime.fromtimestamp(end, UTC) for end in said.ends[lot["account_id"]]}
+        # A cycle that goes on at the credit is known by then; only without one it is 31 days.
+        known = {end for end in ends if credited_at < end <= credited_at + LONGEST} or {credited_at + LONGEST}
         if expires_at not in known or not credited_at < expires_at <= credited_at + LONGEST:
             counts.wrong.append(f"lot {grant_id} ends at {expires_at}, which is the end of no cycle of its account")
         if bool(lot["expired_at"]) != bool(kinds["expiry"]) or bool(lot["voided_at"]) != bool(kinds["void"]):
@@ -398,6 +405,7 @@ def _accounts(said: _Said, books: _Books, counts: Tally) -> None:
 def _messages(said: _Said, books: _Books, counts: Tally) -> None:
     """The backend is told of each credit and each end once, and of nothing that did not happen."""
     told: Counter[tuple[str, str]] = Counter()
+    of_referrals = Counter((row["type"], row["referral_id"]) for row in books.outbox.values())
     for message, row in books.outbox.items():
         counts.counted["messages"] += 1
         told[row["type"], str(row["data"].get("grant_id"))] += 1
@@ -409,11 +417,17 @@ def _messages(said: _Said, books: _Books, counts: Tally) -> None:
         if state is None and row["due_at"] is None:
             counts.wrong.append(f"message {message} was not delivered, and nobody has it in hand")
         counts.counted["messages received"] += message in said.received
+        if message not in said.received:
+            counts.pending.append(f"message {message} ({row['type']}) has not arrived")
     for message, bodies in said.received.items():
         if len(bodies) > 1:
             counts.wrong.append(f"message {message} arrived with {len(bodies)} different bodies")
         if message not in books.outbox:
             counts.wrong.append(f"message {message} arrived, and was never written")
+    for referral_id, row in books.referrals.items():
+        kind = "referral.refused" if row["stage"] in ("refused", "voided") else "referral.signed_up"
+        if row["signed_up_at"] and of_referrals[kind, referral_id] != 1:
+            counts.wrong.append(f"of referral {referral_id}, {of_referrals[kind, referral_id]} messages say {kind}")
     for grant_id in books.lots:
         ends = Counter(entry["kind"] for entry in books.entries[grant_id])
         for kind, number in (("credited", 1), ("expired", ends["expiry"]), ("voided", ends["void"])):

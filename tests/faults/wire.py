@@ -39,6 +39,7 @@ class Moment:
         before: whether the blow falls before the commit is passed on to the server.
         passes: whether the program hears of its commit all the same, after the blow.
         wanted: whether this is the moment, asked when the server has committed; one that is not is passed over.
+        over: whether nobody waits for it any more; no blow falls then.
     """
 
     program: str
@@ -47,6 +48,7 @@ class Moment:
     before: bool = False
     passes: bool = False
     wanted: Callable[[], Awaitable[bool]] | None = None
+    over: bool = False
     met: asyncio.Event = field(default_factory=asyncio.Event)
 
     def is_of(self, program: str, statements: list[str]) -> bool:
@@ -152,6 +154,11 @@ class Wire:
         except OSError:
             writer.transport.abort()
             return
+        if time.monotonic() < self._closed_until.get(owner, 0.0):
+            # It was cut meanwhile.
+            for each in (writer, server_writer):
+                each.transport.abort()
+            return
         self._open[writer] = owner
         speaker = self._speaker(self, owner)
         ways = [
@@ -229,11 +236,11 @@ class PostgresSpeaker:
         moment, self._held = self._held, None
         answer, self._answer = self._answer, b""
         committed = b"COMMIT\0" in answer
-        if committed and (moment.wanted is None or await moment.wanted()):
+        if committed and (moment.wanted is None or await moment.wanted()) and not moment.over:
             await _strike(moment)
             return answer
         # Another one has to be waited for.
-        if self._wire.moment is None:
+        if self._wire.moment is None and not moment.over:
             self._wire.moment = moment
         return answer
 
