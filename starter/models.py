@@ -55,7 +55,12 @@ def _sensible(value: datetime) -> datetime:
 
 
 CreatedAt = Annotated[AwareDatetime, AfterValidator(_sensible)]
-Email = Annotated[str, StringConstraints(max_length=320, strip_whitespace=True), AfterValidator(_email)]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=320, strip_whitespace=True),
+    AfterValidator(_email),
+    Field(json_schema_extra={"format": "email"}),
+]
 FirstName = Annotated[
     str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True), AfterValidator(_printable)
 ]

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -212,6 +212,17 @@ async def test_a_body_that_is_too_large_is_refused_unread(starter: Starter) -> N
         400,
         "malformed-event",
     )
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 50_000_000:
+            sent += 10_000
+            yield b" " * 10_000
+
+    answer = await starter.send("POST", "/stripe/webhooks", content=endless(), headers={"Stripe-Signature": "t=1,v1=0"})
+    assert_problem(answer, 400, "malformed-event")
+    assert sent < 2_000_000, "whoever signs nothing is not listened to for ever"
 
 
 async def test_what_is_not_ours_is_fine(starter: Starter) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from runtime.settings import PROJECT, StarterSettings
+from starter.server import Patience
 
 DOCUMENT = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`(test_\w+)`", DOCUMENT))
@@ -40,6 +41,18 @@ def written_in(pattern: str) -> Iterator[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 yield node.name
+
+
+def test_how_long_and_for_how_many_the_server_waits_is_what_the_document_says() -> None:
+    by_default = Patience()
+
+    said = (
+        f"{by_default.head_seconds:.0f} seconds for the headers, {by_default.body_seconds:.0f} more for the body",
+        f"| who does not take the answer | {by_default.reading_seconds:.0f} seconds |",
+        f"| headers without end | {by_default.head_bytes / 1024:.0f} KiB |",
+        f"{by_default.connections} for a process, or what its files allow, and {by_default.connections_of_one} of them",
+    )
+    assert not [words for words in said if words not in DOCUMENT]
 
 
 def test_every_test_that_the_document_names_exists() -> None:

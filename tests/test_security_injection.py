@@ -28,6 +28,7 @@ ELSEWHERE = (
     f"/\\{EVIL}",
     f"/%5c{EVIL}",
     f"/%2f{EVIL}",
+    "/{path}/",
     f"/{{path}}//{EVIL}",
     f"/{{path}}/..//{EVIL}",
     f"/{{path}}%2f..%2f..%2f{EVIL}",
@@ -263,8 +264,6 @@ async def test_whatever_is_sent_as_any_parameter_of_any_call_is_no_sql(
     tried = 0
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            if method == "delete":
-                continue
             places = [(parameter["in"], parameter["name"]) for parameter in operation.get("parameters", ())]
             body: dict[str, Any] = {}
             for content in operation.get("requestBody", {}).get("content", {}).values():
@@ -290,6 +289,7 @@ async def test_whatever_is_sent_as_any_parameter_of_any_call_is_no_sql(
     for text in SQL:
         answer = await browse(starter, f"/portal?session={quote(text)}", text.replace("\0", ""))
         assert answer.status_code == 401
+        assert (await starter.follow(quote(text, safe=""))).status_code == 404, "as a person: machines go another way"
         answer = await starter.follow(code, cookie=quote(text))
         assert answer.status_code == 302
 

@@ -1,5 +1,6 @@
 """How much one address may ask for, and that nobody else has to wait for it (docs/security.md)."""
 
+import gc
 import json
 import tracemalloc
 from collections import Counter
@@ -116,6 +117,23 @@ async def test_what_is_kept_does_not_grow_with_the_addresses_that_come(starter: 
     assert max(table.in_use for table in tables_of(starter)) > 2000
     assert sum(len(table) for table in tables_of(starter)) == kept
     assert after - before < 200_000, "not a hundred bytes an address"
+
+
+async def test_a_click_that_is_refused_leaves_nothing_behind(starter: Starter) -> None:
+    code = await starter.link(await starter.subscriber())
+    async with starter.another(limit_clicks="20/hour") as limited:
+        await statuses(limited, FLOODING[0], f"/r/{code}", 200)
+        tracemalloc.start()
+        try:
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            seen = await statuses(limited, FLOODING[0], f"/r/{code}", 3000)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert seen == {429: 3000}
+    assert after - before < 100_000, "not thirty bytes a click"
 
 
 async def test_however_many_addresses_come_there_are_as_many_counts_as_before() -> None:
