@@ -48,7 +48,7 @@ _LINUX = "X11; Linux x86_64"
 AXE_TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 AXE_RULES_OF_COLOUR = ("color-contrast", "link-in-text-block")
 
-WAIT_MILLISECONDS = 15_000
+WAIT_MILLISECONDS = 60_000
 """How long a page may take to show what it must: far more than it needs, for machines that are busy."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 from playwright.async_api import Browser
 from psycopg import sql
 from temporalio.client import Client
@@ -37,6 +38,10 @@ from workflows.messages import SEARCH_ATTRIBUTES
 from workflows.payloads import DATA_CONVERTER
 
 BIN = Path(sys.executable).parent
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -155,7 +160,9 @@ async def api(server: StripeServer) -> AsyncIterator[StripeApi]:
 async def time_skipping(clock: Clock) -> AsyncIterator[WorkflowEnvironment]:
     """A Temporal test server whose time runs ahead when nothing happens, and the ledger's with it."""
     environment = await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=str(BIN / "temporal-test-server"), data_converter=DATA_CONVERTER
+        test_server_existing_path=str(BIN / "temporal-test-server"),
+        test_server_startup_timeout=timedelta(seconds=30),
+        data_converter=DATA_CONVERTER,
     )
     async with environment:
         clock.follow(environment)

@@ -161,7 +161,7 @@ class Http:
         """A referral."""
         return await self.get(f"/v1/referrals/{referral_id}")
 
-    async def reaches(self, referral_id: str, *stages: str, seconds: float = 20.0) -> Any:
+    async def reaches(self, referral_id: str, *stages: str, seconds: float = 60.0) -> Any:
         """Wait until a referral has come to one of these stages."""
         return await until(lambda: self.referral(referral_id), lambda seen: seen["stage"] in stages, seconds)
 

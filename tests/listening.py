@@ -58,7 +58,7 @@ class Stream:
         self._lines = answer.aiter_lines()
         self.last_id: str | None = None
 
-    async def next(self, seconds: float = 20.0) -> str | None:
+    async def next(self, seconds: float = 60.0) -> str | None:
         """The name of the next event; none when the stream has ended as it should."""
         name = ""
         async with asyncio.timeout(seconds):

@@ -424,7 +424,7 @@ class World:
         # Only handles of runs that this client itself started let time run ahead by themselves.
         skip = getattr(self.environment, "time_skipping_unlocked", nullcontext)
         async with skip():
-            result = await self.handle(referral_id).result()
+            result = await asyncio.wait_for(self.handle(referral_id).result(), 120)
         assert isinstance(result, ReferralState)
         return result
 
@@ -628,14 +628,14 @@ async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     return process.returncode or 0, out.decode(), err.decode()
 
 
 Seen = TypeVar("Seen")
 
 
-async def until(look: Callable[[], Awaitable[Seen]], holds: Callable[[Seen], bool], seconds: float = 20.0) -> Seen:
+async def until(look: Callable[[], Awaitable[Seen]], holds: Callable[[Seen], bool], seconds: float = 60.0) -> Seen:
     """Look again and again until what is seen holds.
 
     Raises:

@@ -183,7 +183,7 @@ class StripeDashboard:
         """Send what was not heard; gives the answers."""
         answers: list[int] = []
         await self._take_changes()
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             for event in list(self._pending):
                 body, headers = signed(event, self._secret)
                 try:
@@ -258,7 +258,7 @@ async def plant(ground: Ground) -> tuple[Planted, StripeDashboard]:
 
 async def _expiries_that_do_not_come(world: World, planted: Planted) -> None:
     """One run was terminated by mistake, and one was begun by other code, both after the credit."""
-    soon = timedelta(seconds=20)
+    soon = timedelta(minutes=5)
     referrer = await world.subscriber("olga", started=MONTH - soon)
     for name, worker in (("stuck", _worker_of_other_code), ("lagging", World.worker)):
         async with worker(world):

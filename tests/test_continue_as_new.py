@@ -26,7 +26,7 @@ async def test_a_long_history_goes_on_in_a_new_run_with_everything_that_it_knew(
         await until(lambda: world.state(referral_id), lambda state: state.payments_looked_at == NUDGES)
         state = await world.state(referral_id)
         assert (state.stage, state.referee, state.payments_reported) == (Stage.SIGNED_UP, friend.account_id, NUDGES)
-        await credited(world, referral_id, referrer, friend, 3 * SECOND, 5 * SECOND)
+        await credited(world, referral_id, referrer, friend, 13 * SECOND, 15 * SECOND)
         before = await world.state(referral_id)
         await asyncio.gather(
             *(handle.signal(messages.PAYMENT, PaymentReported(f"evt_again_{number}")) for number in range(NUDGES))

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import socket
-import time
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from http.cookies import Morsel, SimpleCookie
@@ -232,7 +231,10 @@ async def test_a_first_name_is_shown_only_while_its_owner_agrees(starter: Starte
         assert (await starter.put(rita, **told)).status_code == 200
         answer = await starter.follow(code, agent=WHATSAPP)
         assert metas_of(answer)["og:title"] == f"{shown} gives you bonus minutes on KallyAI"
-        assert ("rita" in answer.text.lower()) == (shown != "A friend")
+        # A token has any letters.
+        without_token = re.sub(r"\bref=[\w.-]+", "", answer.text)
+        assert without_token != answer.text
+        assert ("rita" in without_token.lower()) == (shown != "A friend")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,8 @@ async def test_clicks_that_cannot_be_counted_for_a_lock_lead_on_all_the_same(
     await starter.click(code)
     with owner.transaction():
         owner.execute(lock.encode())
-        async with asyncio.timeout(10):
+        # The lock is held until all of them have led on.
+        async with asyncio.timeout(60):
             # More than there are connections.
             visits = await asyncio.gather(*(starter.click(code) for _ in range(40)))
             unknown = await starter.follow("nosuchcode", agent=IPHONE)
@@ -453,9 +456,7 @@ async def test_the_runs_that_clicks_start_are_as_many_as_the_clicks(starter: Sta
         await starter.follow(code, method="HEAD")
         await starter.follow(code, headers={"Purpose": "prefetch"})
     second = await starter.click(code)
-    deadline = time.monotonic() + 10
-    while await runs_on(starter) < 2:
-        assert time.monotonic() < deadline
+    await until(lambda: runs_on(starter), lambda seen: seen >= 2)
     assert {first.referral_id, second.referral_id} == await _ids(starter)
 
 
@@ -492,11 +493,12 @@ async def test_a_second_click_starts_the_run_that_the_first_could_not(starter: S
 
 async def test_a_temporal_that_is_silent_holds_a_click_for_seconds_only(starter: Starter) -> None:
     code = await starter.link(await starter.subscriber())
+    usual = (await starter.click(code)).answer.elapsed
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = await Client.connect(f"127.0.0.1:{silent.getsockname()[1]}", lazy=True)
         async with starter.another(temporal=client) as cut_off:
             visit = await cut_off.click(code)
-    assert visit.answer.elapsed < timedelta(seconds=7)
+    assert visit.answer.elapsed < timedelta(seconds=7) + 10 * usual
 
 
 async def test_with_postgres_away_a_click_is_told_to_come_again(starter: Starter) -> None:

@@ -48,7 +48,7 @@ async def localstripe(tmp_path: Path) -> AsyncIterator[LocalStripe]:
         stderr=asyncio.subprocess.DEVNULL,
     )
     api = StripeApi(KEY, base, requests_a_second=1000, retries=0)
-    async with httpx.AsyncClient(base_url=base, headers={"Authorization": f"Bearer {KEY}"}) as merchant:
+    async with httpx.AsyncClient(base_url=base, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as merchant:
 
         async def up() -> bool:
             try:

@@ -64,7 +64,7 @@ async def scraped(
     starter = Program(STARTER, settings, folder / "starter.log")
     worker = Program(WORKER, settings, folder / "worker.log")
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             stack = Stack(http, world, starter, worker)
             worker.start()
             await stack.start_starter()

@@ -126,7 +126,9 @@ async def test_rule_15_a_shorter_window_lapses_what_signed_up_later_and_a_longer
     shorter, longer, newer = await asyncio.gather(
         operator.answer("what-if", "--attribution-window", "30d"),
         operator.answer("what-if", "--attribution-window", "120d"),
-        operator.answer("what-if", "--attribution-window", "30d", "--since", str((await books.clock.now()).date())),
+        operator.answer(
+            "what-if", "--attribution-window", "30d", "--since", str((await books.clock.now() - DAY).date())
+        ),
     )
 
     assert groups(shorter["differences"]) == [

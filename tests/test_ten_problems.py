@@ -93,7 +93,7 @@ async def _call(words: list[str], environment: dict[str, str]) -> Said:
     words = [Template(word).substitute(environment) for word in words]
     method, header, url = words[words.index("-X") + 1], words[words.index("-H") + 1], words[-1]
     name, _, value = header.partition(": ")
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         answer = await client.request(method, url, headers={name: value})
     return Said(int(answer.is_error), answer.text, "")
 

@@ -45,7 +45,7 @@ async def traced(
         settings |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "TEMPORAL_CONFIG_FILE": os.devnull}
         starter = Program(STARTER, settings, tmp_path / "starter.log")
         worker = Program(WORKER, settings, tmp_path / "worker.log")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             stack = Stack(client, live_idle_world, starter, worker)
             try:
                 starter.start()

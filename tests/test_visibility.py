@@ -8,7 +8,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.converter import DataConverter
 
 from program.referral import Role, Stage
-from tests.scenarios import SECOND, Trouble, credited
+from tests.scenarios import SECOND, Trouble, credited, slack
 from tests.stripe_events import invoice_paid, subscription
 from tests.support import World, until
 from workflows import messages
@@ -45,6 +45,7 @@ async def summary(event: Any) -> str:
 
 async def test_an_operator_finds_a_referral_by_what_it_is_about(live_world: World) -> None:
     world = live_world
+    began = await world.clock.now()
     referrer = await world.subscriber(started=10 * DAY, length=10 * DAY - timedelta(hours=1))
     click = await world.click(referrer)
     of_referrer = f"ReferrerAccount = '{referrer.account_id}'"
@@ -52,11 +53,12 @@ async def test_an_operator_finds_a_referral_by_what_it_is_about(live_world: Worl
     friend = await world.member("friend")
     await world.sign_up(click, referrer, friend)
     await finds(world, click.referral_id, f"RefereeAccount = '{friend.account_id}' AND ReferralStage = 'signed_up'")
+    world.signup_took = await world.clock.now() - began
     start = await credited(world, click.referral_id, referrer, friend, 5 * SECOND, 7 * SECOND)
     await finds(world, click.referral_id, f"{of_referrer} AND ReferralStage = 'credited' AND Plan = 'pro'")
     before = (await world.referral(click.referral_id)).expires_at
     await finds(world, click.referral_id, f"{of_referrer} AND {_at(before[Role.REFERRER])}")
-    moved = start + 8 * SECOND
+    moved = start + 8 * SECOND + slack(world)
     await world.report(
         subscription(
             referrer.customer_id, referrer.subscription_id, start, moved, type_="customer.subscription.updated"
@@ -111,6 +113,7 @@ async def _events(world: World, referral_id: str, kind: EventType.ValueType) -> 
 
 async def test_a_run_tells_its_story_in_the_current_details(live_world: World) -> None:
     world = live_world
+    began = await world.clock.now()
     referrer = await world.subscriber(started=10 * DAY, length=10 * DAY - timedelta(hours=1))
     click = await world.click(referrer)
     described = await world.handle(click.referral_id).describe()
@@ -122,6 +125,7 @@ async def test_a_run_tells_its_story_in_the_current_details(live_world: World) -
     assert text.startswith("**signed_up**: waits for the friend's first payment")
     assert f"`{referrer.account_id}`" in text
     assert f"`{friend.account_id}`" in text
+    world.signup_took = await world.clock.now() - began
     await credited(world, click.referral_id, referrer, friend, 3 * SECOND, 4 * SECOND)
     text = await details(world, click.referral_id)
     ends = (await world.referral(click.referral_id)).expires_at
@@ -146,6 +150,7 @@ async def test_a_refusal_says_why_in_the_current_details(live_world: World) -> N
 
 async def test_every_step_and_every_timer_says_what_it_is_for(live_idle_world: World) -> None:
     world, trouble = live_idle_world, Trouble()
+    began = await world.clock.now()
     referrer = await world.subscriber(started=10 * DAY, length=10 * DAY - timedelta(hours=1))
     click = await world.click(referrer)
     trouble.local_steps.add(("credit_both", click.referral_id))
@@ -153,7 +158,9 @@ async def test_every_step_and_every_timer_says_what_it_is_for(live_idle_world: W
     async with world.worker(trouble):
         await world.sign_up(click, referrer, friend)
         await world.reaches(click.referral_id, Stage.SIGNED_UP)
-        await credited(world, click.referral_id, referrer, friend, 3 * SECOND, 4 * SECOND)
+        world.signup_took = await world.clock.now() - began
+        # So far apart that the second is not over yet when somebody looks at the first.
+        await credited(world, click.referral_id, referrer, friend, 3 * SECOND, 10 * SECOND)
         await world.outcome(click.referral_id)
     said = {}
     for event in await world.events(click.referral_id):

@@ -120,6 +120,9 @@ def test_rule_17_a_fetch_with_another_purpose_is_a_visit() -> None:
 
 @pytest.mark.parametrize("piece", ["a", "(", "Mozilla/5.0 ", "bo ", "\xff"])
 def test_an_endless_user_agent_costs_no_time(piece: str) -> None:
-    began = time.process_time()
+    # What is made at the first one of all is not of its length.
+    visitor("GET", {"user-agent": "Mozilla/5.0 (endless)"})
+    began = time.thread_time()
     visitor("GET", {"user-agent": piece * (60_000 // len(piece))})
-    assert time.process_time() - began < 0.25
+    took = time.thread_time() - began
+    assert took < 0.25

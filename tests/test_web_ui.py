@@ -80,7 +80,7 @@ async def finds(scene: Scene, query: str, wanted: set[str], known: set[str]) -> 
     async def look() -> set[str]:
         return {run.id async for run in client.list_workflows(f"({query}) AND {queues(scene.world)}")} & known
 
-    assert await until(look, lambda found: found == wanted, 10) == wanted, query
+    assert await until(look, lambda found: found == wanted) == wanted, query
 
 
 def queues(world: World) -> str:

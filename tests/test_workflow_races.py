@@ -206,13 +206,14 @@ async def test_rule_15_a_signup_in_time_counts_although_no_worker_hears_of_it_in
 async def test_rule_15_a_signup_beats_the_timer_that_fired_in_the_same_task(live_idle_world: World) -> None:
     world = live_idle_world
     referrer = await world.subscriber()
-    click = await world.click(referrer, start=False, ago=97 * DAY - timedelta(seconds=4))
-    friend = await world.member("friend", created_at=click.window.clicked_at + DAY)
 
     async def has(kind: EventType.ValueType) -> bool:
         return any(event.event_type == kind for event in await world.events(click.referral_id))
 
     async with world.worker():
+        # Not before: the worker has to be gone again when the timer fires.
+        click = await world.click(referrer, start=False, ago=97 * DAY - timedelta(seconds=8))
+        friend = await world.member("friend", created_at=click.window.clicked_at + DAY)
         # Without a delay the run waits for the signup by a timer of its own.
         await world.runs.clicked(run_start(click, referrer), click.window.lapses_at)
         await until(lambda: has(EventType.EVENT_TYPE_TIMER_STARTED), bool)

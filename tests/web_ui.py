@@ -174,7 +174,8 @@ class Scene:
         """A referral whose payment was refunded after the credit."""
         referral_id, payment = await self.credited(soon_over=soon_over)
         await self.stripe_tells(*refunded(payment, 2900, datetime.now(UTC)))
-        await until(lambda: self.world.state(referral_id), lambda state: bool(state.review_reasons))
+        # Where its cycle is over already, its run is, too, and another one waits for the decision.
+        await until(lambda: self.world.referral(referral_id), lambda shown: bool(shown.review_reasons))
         return referral_id
 
     async def delivery(self, referral_id: str) -> str:
