@@ -293,20 +293,27 @@ async def test_without_script_the_same_is_read_and_the_link_can_be_taken(site: S
 async def test_the_link_is_copied_with_one_tap(site: Site) -> None:
     rita = await without_link(site)
     async with site.person(PHONE, permissions=["clipboard-read", "clipboard-write"]) as visitor:
+        await visitor.page.clock.install()
         page = await enter(site, visitor, rita)
         await page.get_by_role("button", name="Get my link").tap()
         link = f"{site.address}/r/{await site.starter.link(rita)}"
         await expect(page.get_by_label("Your referral link")).to_have_value(link)
+        # The page's own clock stands: what is shown for a moment is there when it is looked at.
+        await page.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))
         await page.get_by_role("button", name="Copy", exact=True).tap()
         await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        await page.clock.run_for(100)
         await expect(page.locator("[data-said]")).to_have_text("Link copied")
         assert await page.evaluate("navigator.clipboard.readText()") == f"{link}?c=copy"
         await page.get_by_text("The words that go along").tap()
         await page.get_by_role("button", name="Copy text and link").tap()
+        await expect(page.get_by_role("button", name="Copied")).to_have_count(2)
+        await page.clock.run_for(100)
         await expect(page.locator("[data-said]")).to_have_text("Text and link copied")
         words = await page.evaluate("navigator.clipboard.readText()")
         assert DISCLOSURE in words
         assert words.endswith(f"{link}?c=copy")
+        await page.clock.run_for(3000)
         await expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
 
 
