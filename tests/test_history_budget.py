@@ -22,6 +22,9 @@ DAY = timedelta(days=1)
 MOST_EVENTS = 45
 MOST_BYTES = 10_000
 MOST_BYTES_OF_A_CLICK = 800
+BYTES_OF_A_TASK = 300
+"""Of its three events."""
+
 ACTIONS = {
     "WORKFLOW_EXECUTION_STARTED",
     "WORKFLOW_EXECUTION_SIGNALED",
@@ -59,9 +62,11 @@ def _is_about(path: Path, reckoned: Path) -> None:
     """Hold that what capacity is reckoned with is what a run costs, give or take the length of ids."""
     print(f"  {path}")
     assert path.actions == reckoned.actions
-    # A machine that is busy gives the same in more tasks.
-    assert path.size == pytest.approx(reckoned.size, rel=0.15)
-    assert path.transitions == pytest.approx(reckoned.transitions, abs=4)
+    # A machine that is busy gives the same in more tasks, each with its events.
+    more = max(0, path.transitions - reckoned.transitions)
+    assert more <= 4
+    assert path.transitions >= reckoned.transitions - 4
+    assert path.size == pytest.approx(reckoned.size, abs=0.15 * reckoned.size + more * BYTES_OF_A_TASK)
 
 
 @pytest.fixture
