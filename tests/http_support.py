@@ -86,6 +86,18 @@ class Visit:
     referral_id: str
 
 
+class Endless:
+    """A body without end, and how many bytes of it were taken."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self.taken < 50_000_000:
+            self.taken += 10_000
+            yield b" " * 10_000
+
+
 class Http:
     """The starter, and everybody who calls it."""
 

@@ -4,7 +4,7 @@ import ast
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import psycopg
@@ -170,7 +170,7 @@ async def test_the_tally_finds_a_void_that_was_acknowledged_and_is_gone(
     assert f"the acknowledged void of referral {referral_id} is nowhere" in _of(record, database_urls).wrong
 
 
-class _Busy(type(Path())):  # type: ignore[misc]
+class _Busy(PosixPath):
     """A record to which something is added right after it was read, or only when the books have been read as well."""
 
     arrives: Callable[[], None]

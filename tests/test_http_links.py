@@ -412,8 +412,7 @@ async def test_clicks_that_cannot_be_counted_for_a_lock_lead_on_all_the_same(
     await starter.click(code)
     with owner.transaction():
         owner.execute(lock.encode())
-        # The lock is held until all of them have led on, and a statement alone may take longer than this.
-        async with asyncio.timeout(14):
+        async with asyncio.timeout(10):
             # More than there are connections.
             visits = await asyncio.gather(*(starter.click(code) for _ in range(40)))
             unknown = await starter.follow("nosuchcode", agent=IPHONE)
@@ -493,12 +492,11 @@ async def test_a_second_click_starts_the_run_that_the_first_could_not(starter: S
 
 async def test_a_temporal_that_is_silent_holds_a_click_for_seconds_only(starter: Starter) -> None:
     code = await starter.link(await starter.subscriber())
-    usual = (await starter.click(code)).answer.elapsed
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = await Client.connect(f"127.0.0.1:{silent.getsockname()[1]}", lazy=True)
         async with starter.another(temporal=client) as cut_off:
             visit = await cut_off.click(code)
-    assert visit.answer.elapsed < timedelta(seconds=7) + 10 * usual
+    assert visit.answer.elapsed < timedelta(seconds=7)
 
 
 async def test_with_postgres_away_a_click_is_told_to_come_again(starter: Starter) -> None:
